@@ -1,0 +1,98 @@
+"""The command line: python -m mf_jax VERB ... (train, sample, evaluate, show)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+OVERRIDES = "any value of the config: --config.train.steps=300, --config.data.source.seed=1, ..."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mf_jax", description="Train, sample and evaluate Modality Forcing models.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, text: str, overrides: bool) -> argparse.ArgumentParser:
+        epilog = f"--config.KEY=VALUE overrides {OVERRIDES}" if overrides else None
+        return verbs.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
+
+    train = verb("train", "train a model; the same command goes on from the latest checkpoint", True)
+    train.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file, see configs/")
+    train.add_argument("--workdir", required=True, metavar="DIR", help="of this run: checkpoints, metrics")
+
+    sample = verb("sample", "make images and depth from a prompt, an image or a depth map", True)
+    sample.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a training run")
+    sample.add_argument("--prompt", default="", help="what to show (default: the empty prompt)")
+    sample.add_argument("--image", metavar="FILE", help="an image: its depth is made (i2d)")
+    sample.add_argument("--depth", metavar="FILE", help=".npy or 16-bit PNG: an image for it is made (d2i)")
+    sample.add_argument(
+        "--partial", action="store_true", help="with --depth: follow it loosely (partial conditioning)"
+    )
+    sample.add_argument("--steps", type=int, help="Euler steps (default: sample.steps of the config)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--batch", type=int, default=1, help="how many samples")
+    sample.add_argument("--mu", type=float, help="shift of the noise-level grid (default: sample.mu)")
+    sample.add_argument("--guidance", type=float, help="classifier-free guidance scale (default: sample.guidance; i2d 1)")
+    sample.add_argument("--guide", choices=("all", "image"), help="streams that guidance acts on (default: sample.guide)")
+    sample.add_argument("--log2-alpha", type=float, help="warp of the depth's schedule in joint and partial sampling")
+    sample.add_argument("--refine-depth", action="store_true", help="joint: estimate the depth anew from the made image")
+    sample.add_argument("--fov-deg", type=float, default=65.0, help="horizontal field of view of the point cloud")
+    sample.add_argument("--edge-rtol", type=float, default=0.04, help="relative depth step at which points are dropped")
+    sample.add_argument("--output-dir", default="outputs", metavar="DIR")
+
+    evaluate = verb("evaluate", "measure image->depth on held-out data", True)
+    evaluate.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a training run")
+    evaluate.add_argument("--config", metavar="FILE[:ARG]", help="take the data from this config, not the checkpoint's")
+    evaluate.add_argument("--output", metavar="DIR", help="where to write (default: the checkpoint's directory)")
+
+    show = verb("show", "print a config and its model, or a checkpoint and its digests, without training", True)
+    what = show.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="FILE[:ARG]")
+    what.add_argument("--checkpoint", metavar="DIR", help="the --workdir of a training run")
+    return parser
+
+
+def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    if arguments.verb == "show":
+        from mf_jax import show
+
+        if arguments.checkpoint:
+            show.show_checkpoint(arguments.checkpoint)
+        else:
+            show.show_config(arguments.config, overrides)
+    elif arguments.verb == "train":
+        from mf_jax import config, train
+
+        train.train(config.load(arguments.config, overrides), arguments.workdir)
+    elif arguments.verb == "sample":
+        from mf_jax import sample
+
+        sample.sample(arguments)
+    else:
+        from mf_jax.evaluation import run
+
+        run.evaluate(arguments.checkpoint, arguments.config, overrides, arguments.output)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb. A user's mistake is one clear message on stderr and exit status 2, other failures 1."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    arguments = parser.parse_args([a for a in argv if not a.startswith("--config.")])
+    from mf_jax.metrics import NotFinite
+
+    try:
+        return _run(arguments, overrides)
+    except (ValueError, OSError) as error:
+        print(f"mf_jax {arguments.verb}: error: {error}", file=sys.stderr)
+        return 2
+    except NotFinite as error:
+        print(f"mf_jax {arguments.verb}: stopped: {error}; the last checkpoint is kept", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""Batches for training: shuffled, repeated, shared out over processes, made by worker processes.
+
+The examples form one endless stream, fixed by the seed and the number of records. Global batch k is positions
+k B to (k+1) B of it; process p of P gets the p-th of P equal blocks. So neither the number of processes nor of
+workers changes what the model sees or in which order, and the whole state is one number, the next position.
+
+grain's own iterators are not used for the state: with worker processes it is bound to their number, and restoring
+it with another one gives wrong examples without a message (grain 0.2.18). grain.experimental.ElasticIterator keeps
+one number as well, but prefetches 500 batches by default, deals examples round robin over processes (the order
+inside the global batch would depend on their number), and has no hook to run code in a worker.
+
+Legend: B global batch size, b batch size of this process.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import grain.experimental
+import numpy as np
+from absl import flags, logging
+
+from mf_jax.data.sources import Source, build_source
+from mf_jax.data.sparsify import make_sparsifier
+from mf_jax.data.tokenizer import ByteTokenizer
+from mf_jax.data.transforms import Examples, random_flip
+from mf_jax.settings import nearest
+
+# Batches go through pipes, not shared memory: containers give that 64 MB by default, and grain 0.2.18 leaves blocks
+# behind when it stops.
+_OPTIONS = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+_KEYS = ("source", "resolution", "sparsify", "flip", "workers")
+
+
+def build_train_loader(
+    data: Mapping[str, Any],
+    *,
+    batch_size: int,
+    text_length: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "TrainLoader":
+    """The training batches that a data config describes.
+
+    Args:
+      data: dict(source=..., resolution=(H, W), sparsify=dict(kind="none"), flip=False, workers=0); the last three
+        may be left out. See build_source and make_sparsifier. flip mirrors examples at random.
+      batch_size: B.
+      text_length: L, bytes per caption.
+      seed: of the order, the sparsifier and the flips.
+
+    Raises:
+      ValueError: an unknown key (names the nearest), and what the parts raise.
+    """
+    for key in data:
+        if key not in _KEYS:
+            raise ValueError(f"unknown config key data.{key}; {nearest(key, _KEYS)}")
+    source = build_source(data, "train")
+    examples = Examples(
+        source,
+        resolution=data["resolution"],
+        sparsifier=make_sparsifier(data.get("sparsify", {"kind": "none"})),
+        tokenizer=ByteTokenizer(text_length),
+        seed=seed,
+    )
+    return TrainLoader(
+        examples,
+        batch_size=batch_size,
+        seed=seed,
+        flip=data.get("flip", False),
+        workers=data.get("workers", 0),
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+class TrainLoader:
+    """Endless iterator over batches of examples; see the top of the file for the order.
+
+    Worker processes start with the first batch, or with start(). They leave when the loader is closed or collected,
+    and when this process dies, however it dies.
+
+    Args:
+      examples: random access to examples. With workers it is pickled.
+      batch_size: B.
+      seed: of order and flips; every epoch has another order.
+      flip: mirror at random.
+      workers: processes that make batches; 0 makes them in a thread of this process.
+      process_index, process_count: which share of each batch is this process's.
+
+    Raises:
+      ValueError: no examples, or B not divisible by process_count. From next(): what reading an example raises, and
+        more than `examples.source.max_unreadable` different files that cannot be read.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int,
+        seed: int,
+        flip: bool = False,
+        workers: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if len(examples) == 0:
+            raise ValueError("the training split has no records")
+        if batch_size < 1 or batch_size % process_count:
+            raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index {process_index} is not below process_count {process_count}")
+        if workers < 0:
+            raise ValueError(f"data.workers must not be negative, got {workers}")
+        stream = grain.MapDataset.source(examples).seed(seed).shuffle()
+        if flip:
+            stream = stream.random_map(random_flip)
+        self._stream = stream.repeat()
+        self._examples = examples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._workers = workers
+        self._process = (process_index, process_count)
+        self._position = 0
+        self._unreadable: set[int] = set()
+        self._iterator: grain.DatasetIterator | None = None
+        self._finalizer: weakref.finalize | None = None
+
+    def __iter__(self) -> "TrainLoader":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """This process's block of the next global batch.
+
+        Returns:
+          image (b,H,W,3) uint8; depth (b,H,W) float32 metres, 0 where missing; depth_valid (b,H,W) bool;
+          text_ids (b,L) int32, 0 is padding; index (b,) int64 records; skipped (b,) int32 files passed over.
+        """
+        batch = next(self._running())
+        self._position += self._batch_size
+        self._count_unreadable(batch)
+        return batch
+
+    @property
+    def position(self) -> int:
+        """How many examples all processes together have been given: the next position of the stream."""
+        return self._position
+
+    @property
+    def epoch(self) -> float:
+        """How often the data has been seen."""
+        return self._position / len(self._examples)
+
+    def get_state(self) -> dict[str, int]:
+        """The position, the same on every process, with what it depends on. Plain integers, for JSON."""
+        return {"position": self._position, "seed": self._seed, "records": len(self._examples)}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Continues from a state, with whatever numbers of workers and processes and whatever batch size.
+
+        Raises:
+          ValueError: the state is of another seed or of another number of records, hence of another order.
+        """
+        for name, mine in (("seed", self._seed), ("records", len(self._examples))):
+            if state[name] != mine:
+                raise ValueError(
+                    f"the checkpoint's data order has {name}={state[name]}, this run has {mine}: the examples would "
+                    f"not continue where they stopped. Restore the data config, or start a new run from the weights"
+                )
+        self.close()
+        self._position = int(state["position"])
+
+    def start(self) -> None:
+        """Starts making batches in the background, so that the first is ready sooner. Never needed."""
+        self._running().start_prefetch()
+
+    def close(self) -> None:
+        """Stops the workers. The loader may be used again; it then starts new ones."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._iterator = self._finalizer = None
+
+    def _running(self) -> grain.DatasetIterator:
+        if self._iterator is None:
+            index, count = self._process
+            block = _Block(self._stream, self._position, self._batch_size, index, count)
+            # The elements that grain buffers from here on are whole batches, hence few of them.
+            dataset = grain.MapDataset.source(block).batch(block.size, drop_remainder=True)
+            dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, _OPTIONS)
+            if self._workers:
+                if not flags.FLAGS.is_parsed():
+                    flags.FLAGS.mark_as_parsed()  # grain reads its absl flags, whether or not absl started the program
+                options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
+                dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+            self._iterator = iter(dataset)
+            # Workers ignore the signals with which Python would end them at exit, so closing must not be left out.
+            self._finalizer = weakref.finalize(self, self._iterator.close)
+        return self._iterator
+
+    def _count_unreadable(self, batch: dict[str, np.ndarray]) -> None:
+        source: Source = self._examples.source
+        for index, skipped in zip(batch["index"], batch["skipped"], strict=True):
+            for passed_over in range(index, index + skipped):
+                record = passed_over % len(source)
+                if record not in self._unreadable:
+                    self._unreadable.add(record)
+                    logging.warning("Cannot read %s; the next record takes its place.", source.path(record))
+        if self._unreadable and len(self._unreadable) > source.max_unreadable:
+            files = ", ".join(source.path(record) for record in sorted(self._unreadable)[:3])
+            raise ValueError(
+                f"{len(self._unreadable)} files cannot be read, more than source.max_unreadable={source.max_unreadable}; "
+                f"the first are {files}"
+            )
+
+
+class _Block:
+    """The positions of a stream that one process reads, from a position on: its block of every global batch."""
+
+    def __init__(self, stream: grain.MapDataset, start: int, batch_size: int, process_index: int, process_count: int):
+        self._stream = stream
+        self._batch_size = batch_size
+        self.size = batch_size // process_count
+        self._start = start + process_index * self.size
+
+    def __len__(self) -> int:
+        return (len(self._stream) - self._start) // self._batch_size * self.size
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        batch, offset = divmod(index, self.size)
+        return self._stream[self._start + batch * self._batch_size + offset]
+
+
+def _start_worker(worker: int, workers: int) -> None:
+    """Runs in each worker process before it reads data."""
+    # An interrupt or a preemption notice that reaches the whole process group is for the parent to handle; it may
+    # want more batches before it stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # grain imports jax. A worker has no use for a device, and must not take one from the parent.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

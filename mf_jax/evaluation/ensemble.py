@@ -1,0 +1,156 @@
+"""Several predictions of one image to one depth map.
+
+Marigold's ensembling (arXiv 2312.02145) is made for maps with unknown scale and shift. Its stated objective, the sum over
+pairs of the RMS difference plus 0.02 (|min| + |1 - max|), is not what its result minimises: in exact arithmetic it is
+lowest where every scale goes to zero (the regulariser costs 0.02 at most), and only the rounding of its float32
+evaluation keeps BFGS near the min-max initialisation. The order of the pixels alone then moves the result by about 0.01.
+`marigold` is the reproducible form of that: scales stay at their initial values, shifts minimise the objective.
+
+Modality Forcing depth is linear with unit mean: its scale is lost but its zero is the camera. A free shift would add an
+ambiguity that the prediction does not have, so `scale_only` is the default.
+
+Legend: N members; H, W pixels; K pixels in a row.
+"""
+
+import numpy as np
+import scipy.optimize
+
+from mf_jax.evaluation.alignment import fit_scale_l1
+
+MODES = ("scale_only", "median", "marigold")
+_REGULARIZER = 0.02
+_FIT_SIZE = 1024  # Marigold fits on a nearest-neighbour copy with no side longer than this
+
+
+def ensemble(pred_NHW: np.ndarray, mode: str = "scale_only") -> tuple[np.ndarray, np.ndarray]:
+    """One map from N, and the median absolute deviation of the aligned members per pixel.
+
+    Modes:
+      scale_only: every member gets the scale that brings it closest to the consensus in relative L1, the distance
+        that evaluation measures; consensus and scales are refined in turn. Result has unit mean.
+      median: members divided by their means, then the median. Result as it comes.
+      marigold: affine alignment, see `marigold_ensemble`. Result in [0, 1].
+    The median of an even number of members is the lower of the middle two, as in Marigold.
+
+    Args:
+      pred_NHW: finite, any real dtype; for scale_only and median with a positive mean.
+
+    Returns:
+      (depth_HW, uncertainty_HW) float64, both in the unit of the result.
+
+    Raises:
+      ValueError: unknown mode, wrong shape, no member, a non-finite value, or a mean that is not positive.
+    """
+    if mode not in MODES:
+        raise ValueError(f"unknown ensemble mode {mode!r}; known: {', '.join(MODES)}")
+    pred_NHW = _checked(pred_NHW)
+    if mode == "marigold":
+        return marigold_ensemble(pred_NHW)
+    mean_N = pred_NHW.mean(axis=(1, 2))
+    if mean_N.min() <= 0:
+        raise ValueError(f"member {mean_N.argmin()} has mean depth {mean_N.min():.3g}; it must be positive")
+    aligned_NHW = pred_NHW / mean_N[:, None, None]
+    if mode == "scale_only" and len(aligned_NHW) > 1:
+        aligned_NHW = _agree_in_scale(aligned_NHW)
+    depth_HW = lower_median(aligned_NHW)
+    return depth_HW, lower_median(np.abs(aligned_NHW - depth_HW))
+
+
+def _checked(pred_NHW) -> np.ndarray:
+    pred_NHW = np.asarray(pred_NHW, np.float64)
+    if pred_NHW.ndim != 3 or pred_NHW.size == 0:
+        raise ValueError(f"predictions must be (N,H,W) with N >= 1, got {pred_NHW.shape}")
+    bad_N = np.count_nonzero(~np.isfinite(pred_NHW), axis=(1, 2))
+    if bad_N.any():
+        raise ValueError(f"member {bad_N.argmax()} has {bad_N.max()} non-finite pixels; leave it out of the ensemble")
+    return pred_NHW
+
+
+def lower_median(x_NHW: np.ndarray) -> np.ndarray:
+    """Median over the first axis; for even N the lower of the two middle values, not their mean."""
+    middle = (len(x_NHW) - 1) // 2
+    return np.partition(x_NHW, middle, axis=0)[middle]
+
+
+def _agree_in_scale(aligned_NHW: np.ndarray) -> np.ndarray:
+    for _ in range(10):
+        consensus_HW = lower_median(aligned_NHW)
+        near_HW = consensus_HW > 0
+        if not near_HW.any():
+            return aligned_NHW
+        consensus_K = consensus_HW[near_HW]
+        scale_N = np.array([fit_scale_l1(member_HW[near_HW], consensus_K, 1 / consensus_K) for member_HW in aligned_NHW])
+        scale_N = np.where(scale_N > 0, scale_N, 1.0)
+        aligned_NHW = aligned_NHW * scale_N[:, None, None]
+        if np.abs(np.log(scale_N)).max() < 1e-6:
+            break
+    mean = lower_median(aligned_NHW).mean()
+    return aligned_NHW / mean if mean > 0 else aligned_NHW
+
+
+def marigold_ensemble(
+    pred_NHW: np.ndarray, shift: bool = True, reduction: str = "median"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Marigold's ensembling in a reproducible form; the module's docstring says what differs and why.
+
+    Args:
+      pred_NHW: affine-invariant depth, finite.
+      shift: True scales every member by 1 / (max - min) and fits the shifts (BFGS, at most 50 iterations, tolerance
+        1e-6); False scales it by 1 / max and shifts nothing (Marigold's shift_invariant=False).
+      reduction: "median" (lower) or "mean".
+
+    Returns:
+      (depth_HW, uncertainty_HW) float64: the reduced map brought to [0, 1] (without shift: divided by its maximum), and
+      the lower median absolute deviation (mean: standard deviation, N - 1) on the same scale.
+
+    Raises:
+      ValueError: unknown reduction, wrong shape, no member, or a non-finite value.
+    """
+    if reduction not in ("median", "mean"):
+        raise ValueError(f"unknown reduction {reduction!r}; known: median, mean")
+    pred_NHW = _checked(pred_NHW)
+    low_N, high_N = pred_NHW.min(axis=(1, 2)), pred_NHW.max(axis=(1, 2))
+    scale_N = 1 / np.maximum(high_N - low_N if shift else high_N, 1e-6)
+    aligned_NHW = pred_NHW * scale_N[:, None, None]
+    if shift:
+        aligned_NHW = aligned_NHW + _fit_shifts(aligned_NHW, -scale_N * low_N, reduction)[:, None, None]
+    if reduction == "median":
+        depth_HW = lower_median(aligned_NHW)
+        uncertainty_HW = lower_median(np.abs(aligned_NHW - depth_HW))
+    else:
+        depth_HW = aligned_NHW.mean(axis=0)
+        uncertainty_HW = aligned_NHW.std(axis=0, ddof=min(1, len(aligned_NHW) - 1))
+    floor = depth_HW.min() if shift else 0.0
+    span = max(depth_HW.max() - floor, 1e-6)
+    return (depth_HW - floor) / span, uncertainty_HW / span
+
+
+def _fit_shifts(scaled_NHW: np.ndarray, start_N: np.ndarray, reduction: str) -> np.ndarray:
+    """Shifts minimising the sum over pairs of RMS differences plus the regulariser, with its exact gradient."""
+    members, height, width = scaled_NHW.shape
+    stride = max(1.0, max(height, width) / _FIT_SIZE)
+    rows, cols = (((np.arange(int(n / stride)) + 0.5) * stride).astype(int) for n in (height, width))
+    x_NK = scaled_NHW[:, rows][:, :, cols].reshape(members, -1)
+    mean_N = x_NK.mean(axis=1)
+    covariance_NN = np.cov(x_NK, bias=True).reshape(members, members)
+    variance_N = np.diag(covariance_NN)
+    spread2_NN = np.maximum(variance_N[:, None] + variance_N[None, :] - 2 * covariance_NN, 0)
+
+    def cost_and_gradient(shift_N):
+        centre_N = mean_N + shift_N
+        gap_NN = centre_N[:, None] - centre_N[None, :]
+        rms_NN = np.sqrt(spread2_NN + gap_NN**2)
+        gradient_N = np.divide(gap_NN, rms_NN, out=np.zeros_like(gap_NN), where=rms_NN > 0).sum(axis=1)
+        aligned_NK = x_NK + shift_N[:, None]
+        reduced_K = lower_median(aligned_NK) if reduction == "median" else aligned_NK.mean(axis=0)
+        pulls = ((reduced_K.argmin(), 0.0), (reduced_K.argmax(), 1.0))
+        for at, target in pulls:
+            owner_N = aligned_NK[:, at] == reduced_K[at] if reduction == "median" else np.ones(members, bool)
+            gradient_N = gradient_N + _REGULARIZER * np.sign(reduced_K[at] - target) * owner_N / owner_N.sum()
+        pull = sum(abs(reduced_K[at] - target) for at, target in pulls)
+        return 0.5 * rms_NN.sum() + _REGULARIZER * pull, gradient_N
+
+    result = scipy.optimize.minimize(
+        cost_and_gradient, start_N, jac=True, method="BFGS", tol=1e-6, options={"maxiter": 50}
+    )
+    return result.x

@@ -1,0 +1,191 @@
+"""The flat-token diffusion transformer of the from-scratch family (section 4 of the paper).
+
+One sequence [text, modality 1, modality 2, ...] through one trunk; every token is modulated by the noise level of its
+own modality, text by that of the first modality. Block: attention and gated MLP in parallel between a pre- and a
+post-RMSNorm, grouped-query attention, rotary positions on the axes (modality, row, column, text index). The modulation
+is shared by all blocks, plus a bias per block. A modality may end in blocks over its own tokens alone (the paper's depth
+decoder). Heads, activation and the way that noise levels enter are not in the paper; they are FLUX.2's here.
+
+Legend: B batch, M text tokens, D text channels, N tokens of one modality, C its channels, T all tokens, W width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mf_jax.models.layers import Dense, RMSNorm, TimeEmbedder, attention, rotary_table, rotate
+
+ROPE_THETA = 2000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """What the transformer knows of a modality."""
+
+    name: str
+    channels: int
+    position: int
+    decoder_blocks: int
+
+
+def rope_axes(head_dim: int) -> tuple[int, int, int, int]:
+    """The head split over (modality, row, column, text index): four equal, even segments."""
+    return (head_dim // 4,) * 4
+
+
+def positions(rows: int, columns: int, modality: int) -> np.ndarray:
+    """(modality, row, column, 0) of each token of a grid, row-major, (N, 4)."""
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    return np.stack([np.full_like(row, modality), row, column, np.zeros_like(row)], axis=1)
+
+
+class Block(nn.Module):
+    """x + gate * post(attention(h) + mlp(h)), h = (1 + scale) * pre(x) + shift; modulation per token."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTW: jax.Array, modulation: jax.Array, table: tuple) -> tuple[jax.Array, None]:
+        B, T, W = x_BTW.shape
+        bias = self.param(
+            "modulation_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("modulation",)), (3 * W,)
+        )
+        shift, scale, gate = jnp.split(modulation + bias.astype(self.dtype), 3, axis=-1)
+        h = RMSNorm("embed", self.dtype, name="pre_norm")(x_BTW) * (1 + scale) + shift
+
+        def project(count: int, name: str, axis: str) -> jax.Array:
+            y = Dense(count * self.head_dim, ("embed", axis), self.dtype, name=name)(h)
+            return y.reshape(B, T, count, self.head_dim)
+
+        q = RMSNorm("head", self.dtype, name="q_norm")(project(self.heads, "q", "heads"))
+        k = RMSNorm("head", self.dtype, name="k_norm")(project(self.kv_heads, "k", "kv_heads"))
+        v = project(self.kv_heads, "v", "kv_heads")
+        mixed = attention(rotate(q, table), rotate(k, table), v).reshape(B, T, self.heads * self.head_dim)
+        mixed = Dense(W, ("heads", "embed"), self.dtype, name="attention_out")(mixed)
+
+        hidden = nn.silu(Dense(self.mlp_width, ("embed", "mlp"), self.dtype, name="mlp_gate")(h))
+        hidden = hidden * Dense(self.mlp_width, ("embed", "mlp"), self.dtype, name="mlp_up")(h)
+        mixed = mixed + Dense(W, ("mlp", "embed"), self.dtype, name="mlp_down")(hidden)
+
+        x_BTW = x_BTW + gate * RMSNorm("embed", self.dtype, name="post_norm")(mixed)
+        return nn.with_logical_constraint(x_BTW, ("batch", "sequence", "embed_activation")), None
+
+
+class FlatDiT(nn.Module):
+    """Attributes:
+    streams: the modalities, in the order of their tokens; a call may pass any subset of them.
+    width, layers, heads, kv_heads, mlp_ratio: of the trunk; the decoder blocks have the same shape.
+    remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    streams: tuple[Stream, ...]
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp_ratio: float = 3.0
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def _stack(self, blocks: int, name: str) -> nn.Module:
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        return nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=blocks,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(
+            self.heads,
+            self.kv_heads,
+            self.width // self.heads,
+            int(self.width * self.mlp_ratio),
+            self.dtype,
+            name=name,
+        )
+
+    def _conditioning(self, t: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """One vector per modality from its own noise level, plus the others' through gates that start at zero."""
+        vectors = {name: TimeEmbedder(self.width, self.dtype, name=f"time_{name}")(t_B) for name, t_B in t.items()}
+        mixed = dict(vectors)
+        for name in t:
+            for other in t:
+                if other == name:
+                    continue
+                gate = self.param(f"gate_{other}_to_{name}", nn.initializers.zeros, (1,), jnp.float32)
+                cross = TimeEmbedder(self.width, self.dtype, name=f"time_{other}_to_{name}")(t[other])
+                mixed[name] = mixed[name] + gate.astype(self.dtype) * cross
+        return mixed
+
+    def _modulation(self, vector_BW: jax.Array, chunks: int, name: str) -> jax.Array:
+        """(B, 1, chunks * W), zero at initialisation: every block starts as the identity."""
+        dense = Dense(chunks * self.width, ("embed", "modulation"), self.dtype, nn.initializers.zeros, name=name)
+        return dense(nn.silu(vector_BW))[:, None, :]
+
+    @nn.compact
+    def __call__(
+        self,
+        x: dict[str, jax.Array],
+        t: dict[str, jax.Array],
+        grids: dict[str, tuple[int, int]],
+        text_BMD: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """Raw outputs (velocity or clean tokens, as each modality is trained), float32 (B, N, C) by modality.
+
+        Args:
+          x: noised tokens (B, N, C) of the modalities present. t: their noise levels (B,). grids: their (rows, columns).
+          text_BMD: text features.
+
+        Raises:
+          ValueError: a modality that the model does not have, or none at all.
+        """
+        known = [stream.name for stream in self.streams]
+        if not x or any(name not in known for name in x):
+            raise ValueError(f"the model has the modalities {known}; it was called with {list(x)}")
+        streams = [stream for stream in self.streams if stream.name in x]
+        axes = rope_axes(self.width // self.heads)
+        vectors = self._conditioning({stream.name: t[stream.name] for stream in streams})
+
+        B, M, _ = text_BMD.shape
+        tokens = [Dense(self.width, ("text", "embed"), self.dtype, name="text_in")(text_BMD)]
+        text_positions = np.concatenate([np.zeros((M, 3), int), np.arange(M)[:, None]], axis=1)
+        tables = [rotary_table(text_positions, axes, ROPE_THETA)]
+        lengths = [M]
+        modulations = []
+        for s in streams:
+            tokens.append(Dense(self.width, ("channels", "embed"), self.dtype, name=f"{s.name}_in")(x[s.name]))
+            tables.append(rotary_table(positions(*grids[s.name], s.position), axes, ROPE_THETA))
+            lengths.append(x[s.name].shape[1])
+            modulations.append(self._modulation(vectors[s.name], 3, f"{s.name}_modulation"))
+        per_token = [modulations[0], *modulations]
+        modulation_BTW3 = jnp.concatenate(
+            [jnp.broadcast_to(m, (B, n, m.shape[-1])) for m, n in zip(per_token, lengths, strict=True)], axis=1
+        )
+        table = tuple(np.concatenate([entry[i] for entry in tables]) for i in range(2))
+        h = nn.with_logical_constraint(jnp.concatenate(tokens, axis=1), ("batch", "sequence", "embed_activation"))
+        h, _ = self._stack(self.layers, "trunk")(h, modulation_BTW3, table)
+
+        outputs = {}
+        for s, own, own_table in zip(
+            streams, jnp.split(h, np.cumsum(lengths)[:-1], axis=1)[1:], tables[1:], strict=True
+        ):
+            if s.decoder_blocks:
+                modulation = self._modulation(vectors[s.name], 3, f"{s.name}_decoder_modulation")
+                own, _ = self._stack(s.decoder_blocks, f"{s.name}_decoder")(own, modulation, own_table)
+            shift, scale = jnp.split(self._modulation(vectors[s.name], 2, f"{s.name}_out_modulation"), 2, axis=-1)
+            own = RMSNorm("embed", self.dtype, name=f"{s.name}_out_norm")(own) * (1 + scale) + shift
+            head = Dense(s.channels, ("embed", "channels"), jnp.float32, nn.initializers.zeros, name=f"{s.name}_out")
+            outputs[s.name] = head(own)
+        return outputs
+
+

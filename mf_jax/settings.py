@@ -1,0 +1,43 @@
+"""From a section of the config to the dataclass that it configures. An unknown key is an error that names the nearest.
+
+No jax here: the data workers import it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for an error message: the closest known word, or the list of all."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(known))}"
+
+
+def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
+    """`cls(**section)` for a dataclass, lists made tuples.
+
+    Args:
+      where: the section's path in the config, for messages.
+
+    Raises:
+      ValueError: an unknown key (names the nearest), or one that is missing.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in section:
+        if key not in fields:
+            raise ValueError(f"unknown config key {where}.{key}; {nearest(key, fields)}")
+    for name, field in fields.items():
+        if (
+            name not in section
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        ):
+            raise ValueError(f"config key {where}.{name} is missing")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})

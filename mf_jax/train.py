@@ -1,0 +1,207 @@
+"""The training loop, top to bottom: workdir, mesh, model, data, resume, steps.
+
+The host never waits for the step that it has just started: metrics are read one step late. State that leaves the
+process is a checkpoint (train state, data position, config); everything random is folded from (seed, step).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from mf_jax import flops, metrics, train_state
+from mf_jax.checkpoint import CheckpointConfig, Checkpoints
+from mf_jax.config import difference, to_dict
+from mf_jax.data.loader import build_train_loader
+from mf_jax.joint_model import build_model
+from mf_jax.parallel import sharding
+from mf_jax.settings import build
+from mf_jax.train_step import ObjectiveConfig, make_train_step
+
+# Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
+# of steps where the learning rate does not depend on it.
+MAY_CHANGE = ("train.log_every", "checkpoint.", "data.workers", "mesh.", "sample.", "evaluate.")
+
+
+def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
+    """Trains to `train.steps`, from the latest checkpoint in `workdir` where there is one.
+
+    SIGTERM and SIGINT save a checkpoint after the step in progress and return.
+
+    Args:
+      config: resolved (config.load). workdir: of this run alone; made where it does not exist.
+
+    Returns:
+      The step reached: less than `train.steps` if a signal stopped the run.
+
+    Raises:
+      ValueError: a config that does not fit together, the data, or the checkpoint in `workdir`; a workdir in use.
+      metrics.NotFinite: a loss or gradient is NaN or inf. The last checkpoint stays.
+    """
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _lock(workdir), _stop_signals() as stopped, contextlib.ExitStack() as stack:
+        # Mesh, model, data
+        mesh = sharding.make_mesh(build(sharding.MeshConfig, config["mesh"], "mesh"))
+        steps, batch_size = config["train"]["steps"], config["train"]["batch"]
+        _check_batch(batch_size, config["train"]["accumulate"], mesh)
+        model = build_model(config)
+        loader = build_train_loader(
+            config["data"],
+            batch_size=batch_size,
+            text_length=model.text.max_bytes,
+            seed=config["seed"],
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        stack.callback(loader.close)
+
+        # State: the latest checkpoint of this workdir, or step 0
+        checkpoints = Checkpoints(workdir / "checkpoints", build(CheckpointConfig, config["checkpoint"], "checkpoint"))
+        stack.callback(checkpoints.close)
+        if checkpoints.latest() is None:
+            state = train_state.new(model, config, mesh)
+        else:
+            _check_same(checkpoints.config(), config, workdir)
+            state, position = checkpoints.restore(train_state.abstract(model, config, mesh))
+            loader.set_state(position)
+        start = int(state.step)
+        if start >= steps:
+            print(f"{workdir} is at step {start} of {steps}: nothing to train")
+            return start
+        print(f"training {workdir} from step {start} to {steps} on {jax.device_count()} x {jax.devices()[0].device_kind}")
+
+        step_fn = jax.jit(
+            make_train_step(
+                model,
+                build(ObjectiveConfig, config["objective"], "objective"),
+                train_state.optimizer_of(config),
+                config["seed"],
+                config["train"]["accumulate"],
+                config["train"]["ema_decay"],
+            ),
+            donate_argnums=0,
+            out_shardings=(train_state.layout_of(model, config, mesh), None),
+        )
+        stack.enter_context(sharding.scope(mesh))
+        log = _Log(workdir, model, config, start)
+        stack.callback(log.close)
+
+        # Steps
+        pending: tuple[int, Any, dict[str, float]] | None = None
+        for step in range(start, steps):
+            waiting = time.perf_counter()
+            batch = next(loader)
+            host = {"data_wait_seconds": time.perf_counter() - waiting}
+            host["all_missing"] = float((~batch["depth_valid"].any(axis=(1, 2))).sum())
+            state, step_metrics = step_fn(state, sharding.put_batch(batch, mesh))
+            if pending is not None:
+                log.add(*pending)
+            pending = (step + 1, step_metrics, host)
+
+            last = step + 1 == steps or bool(stopped)
+            if last or (step + 1) % config["checkpoint"]["every"] == 0:
+                log.add(*pending)  # nothing is saved before it is known to be finite
+                pending = None
+                checkpoints.save(step + 1, state, loader.get_state(), to_dict(config))
+            if last:
+                break
+        checkpoints.wait()
+    if stopped:
+        name = signal.Signals(stopped[0]).name
+        print(f"stopped by {name} at step {step + 1} of {steps}, checkpoint saved; the same command goes on from there")
+    return step + 1
+
+
+class _Log:
+    """The progress bar, the log interval and the files they go to."""
+
+    def __init__(self, workdir: pathlib.Path, model: Any, config: Mapping[str, Any], start: int):
+        self._every = config["train"]["log_every"]
+        self._batch = config["train"]["batch"]
+        self._flops = flops.step_flops(model, self._batch)
+        self._last = start
+        self._interval = metrics.Interval(tuple(model.modes))
+        self._writer = metrics.Writer(workdir, start)
+        self._bar = tqdm(
+            total=config["train"]["steps"], initial=start, unit="step", dynamic_ncols=True, file=sys.stdout,
+            mininterval=1.0 if sys.stdout.isatty() else 15.0,
+        )  # fmt: skip
+
+    def add(self, step: int, step_metrics: Any, host: dict[str, float]) -> None:
+        """Waits for a step's metrics; raises NotFinite."""
+        self._interval.add(step, jax.device_get(step_metrics), **host)
+        if step % self._every == 0 or step == self._bar.total:
+            values = self._interval.read()
+            speed = (step - self._last) / values["seconds"]
+            values |= {"images_per_second": speed * self._batch, "tflops_per_second": speed * self._flops / 1e12}
+            if peak := flops.peak_flops():
+                values["mfu"] = speed * self._flops / peak
+            self._last = step
+            self._writer.write(step, values)
+            self._bar.set_postfix(
+                {"loss": f"{values['loss']:.4f}", "images/s": f"{values['images_per_second']:.0f}"}, refresh=False
+            )
+        self._bar.update(1)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._writer.close()
+
+
+@contextlib.contextmanager
+def _lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds `workdir` for this run; the system lets go of it when the process ends, however it ends."""
+    with (workdir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"workdir {workdir} is in use by another run; wait for it or give another --workdir") from None
+        yield
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT are written to instead of ending the process; a second one ends it."""
+    received: list[int] = []
+    before = {}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_batch(batch: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
+    if batch % (accumulate * mesh.size):
+        raise ValueError(
+            f"train.batch {batch} is not divisible by {accumulate} (train.accumulate) x {mesh.size} devices; "
+            f"the next that is: {-(-batch // (accumulate * mesh.size)) * accumulate * mesh.size}"
+        )
+
+
+def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    may_change = MAY_CHANGE + (("train.steps",) if config["optimizer"]["schedule"] == "constant" else ())
+    changed = [entry for entry in difference(saved, config) if not entry[0].startswith(may_change)]
+    if changed:
+        lines = "\n".join(f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, old, new in changed)
+        raise ValueError(
+            f"the checkpoint in {workdir} is of another config:\n{lines}\n"
+            "give the config that it was trained with, or another --workdir"
+        )

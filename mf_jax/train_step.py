@@ -1,0 +1,163 @@
+"""One training step: draw noise levels, noise the tokens, predict, masked velocity loss, gradient, AdamW, EMA.
+
+All randomness is folded from (seed, step, position in the batch): there is no generator state to lose, and an example's
+noise depends neither on the mesh nor on gradient accumulation. Losses are sums over measured entries divided by the
+count over the whole batch, on all devices and in all accumulated parts: never a mean of means.
+
+Legend: B batch, N tokens, C channels per token, L text ids, R modes, S noise bins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mf_jax import ema
+from mf_jax.diffusion import loss, noise_levels
+from mf_jax.diffusion.path import interpolate
+from mf_jax.joint_model import JointModel
+from mf_jax.modality import Batch
+from mf_jax.train_state import TrainState
+
+NOISE_BINS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """caption_dropout: share of examples trained with the empty prompt. t_floor: under t in the velocity-space loss."""
+
+    caption_dropout: float = 0.1
+    t_floor: float = 0.05
+
+
+def _draw(model: JointModel, seed: int, step: jax.Array, batch_size: int) -> dict[str, Any]:
+    """Everything random of a step that has no token axis; the noise itself is drawn from `key` where it is used."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+    level_B, caption_B, noise_B = jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(key_B), 3, axis=1)
+    distributions = {name: m.noise for name, m in model.modalities.items()}
+    t, mode_B = noise_levels.draw(level_B[:, 0], distributions, model.modes)
+    return {
+        "t": t,
+        "mode": mode_B,
+        "caption_u": jax.vmap(jax.random.uniform)(caption_B[:, 0]),
+        "noise_key": noise_B[:, 0],
+    }
+
+
+def _errors(
+    model: JointModel, objective: ObjectiveConfig, params: Any, batch: Batch, drawn: dict[str, Any]
+) -> dict[str, jax.Array]:
+    """Squared velocity error summed over each example, by modality (B,)."""
+    clean, valid = model.encode(batch)
+    x, eps = {}, {}
+    for i, (name, x0_BNC) in enumerate(clean.items()):
+        key_B = jax.vmap(jax.random.fold_in, (0, None))(drawn["noise_key"], i)
+        eps[name] = jax.vmap(lambda k, shape=x0_BNC.shape[1:]: jax.random.normal(k, shape))(key_B)
+        x[name] = interpolate(x0_BNC, eps[name], drawn["t"][name], valid[name])
+    dropped = (drawn["caption_u"] < objective.caption_dropout)[:, None]
+    ids_BL = jnp.where(dropped, model.null_ids, batch["text_ids"])
+    y = model.predict(params, x, drawn["t"], ids_BL)
+    return {
+        name: loss.squared_error(
+            y[name],
+            clean[name],
+            eps[name],
+            drawn["t"][name],
+            loss.loss_mask(valid[name], drawn["t"][name]),
+            m.prediction,
+            objective.t_floor,
+        )
+        for name, m in model.modalities.items()
+    }
+
+
+def _split(tree: Any, parts: int) -> Any:
+    """(B, ...) -> (parts, B / parts, ...), every part spread over all devices: part i holds examples i, i + parts, ..."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree)
+
+
+def loss_and_gradient(
+    model: JointModel, objective: ObjectiveConfig, seed: int, accumulate: int, params: Any, batch: Batch, step: jax.Array
+) -> tuple[jax.Array, Any, dict[str, Any]]:
+    """Loss, gradient and statistics of one batch.
+
+    Args:
+      accumulate: parts that the batch is computed in, one after the other; the result is that of the whole batch.
+
+    Returns:
+      loss: sum over modalities of weight * (masked sum of squared velocity errors / global count).
+      gradient: as `params`.
+      statistics: {"sum"|"count": {modality: (R, S)}} by mode and noise bin.
+    """
+    batch_size = batch["text_ids"].shape[0]
+    drawn = _draw(model, seed, step, batch_size)
+    valid = model.valid(batch)
+    counts = {
+        name: jnp.sum(loss.loss_mask(valid[name], drawn["t"][name]), axis=(1, 2)).astype(jnp.float32)
+        for name in model.modalities
+    }
+    scale = {name: m.weight / jnp.maximum(jnp.sum(counts[name]), 1.0) for name, m in model.modalities.items()}
+
+    def part_loss(params: Any, batch: Batch, drawn: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        errors = _errors(model, objective, params, batch, drawn)
+        return sum(scale[name] * jnp.sum(error_B) for name, error_B in errors.items()), errors
+
+    gradient_of = jax.value_and_grad(part_loss, has_aux=True)
+    if accumulate == 1:
+        (value, errors), gradient = gradient_of(params, batch, drawn)
+    else:
+
+        def add(carry: tuple[jax.Array, Any], part: tuple[Batch, dict[str, Any]]) -> tuple[tuple[jax.Array, Any], Any]:
+            (value, errors), gradient = gradient_of(params, *part)
+            return (carry[0] + value, jax.tree.map(jnp.add, carry[1], gradient)), errors
+
+        start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        (value, gradient), errors = jax.lax.scan(add, start, _split((batch, drawn), accumulate))
+        errors = jax.tree.map(lambda e: e.swapaxes(0, 1).reshape(batch_size), errors)
+    return value, gradient, _statistics(model, errors, counts, drawn)
+
+
+def _statistics(model: JointModel, errors: Any, counts: Any, drawn: dict[str, Any]) -> dict[str, Any]:
+    """Sums and counts by mode and noise bin, (R, S) by modality."""
+    result: dict[str, Any] = {"sum": {}, "count": {}}
+    for name in model.modalities:
+        noise_bin = jnp.clip((drawn["t"][name] * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
+        cell = drawn["mode"] * NOISE_BINS + noise_bin
+        for kind, value_B in (("sum", errors[name]), ("count", counts[name])):
+            cells = jax.ops.segment_sum(value_B, cell, num_segments=len(model.modes) * NOISE_BINS)
+            result[kind][name] = cells.reshape(len(model.modes), NOISE_BINS)
+    return result
+
+
+def make_train_step(
+    model: JointModel,
+    objective: ObjectiveConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    accumulate: int,
+    ema_decay: float,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    """(state, batch) -> (next state, metrics); metrics are device arrays that nobody has to wait for."""
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        value, gradient, statistics = loss_and_gradient(
+            model, objective, seed, accumulate, state.params, batch, state.step
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": value,
+            "grad_norm": optax.global_norm(gradient),
+            "param_norm": optax.global_norm(params),
+            **statistics,
+        }
+        new = TrainState(state.step + 1, params, ema.update(state.ema, params, state.step, ema_decay), opt_state)
+        return new, metrics
+
+    return train_step
