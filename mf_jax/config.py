@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mf_jax.checkpoint import CheckpointConfig
-from mf_jax.evaluation.run import EvaluateConfig
+from mf_jax.evaluation.settings import EvaluateConfig
 from mf_jax.joint_model import ModelConfig, TextConfig
 from mf_jax.optimizer import OptimizerConfig
 from mf_jax.parallel.sharding import MeshConfig

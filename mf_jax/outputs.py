@@ -56,9 +56,9 @@ def write_sample(
         raise ValueError(f"metadata cannot be written as JSON: {error}") from error
 
     folder = _new_folder(Path(directory), str(metadata.get("prompt", "")))
-    write_bytes(folder / "rgb.png", _png(image_HW3))
+    write_bytes(folder / "rgb.png", png_bytes(image_HW3))
     write_bytes(folder / "depth_raw.npy", _npy(depth_HW))
-    write_bytes(folder / "depth_magma.png", _png(colorize_depth(depth_HW)))
+    write_bytes(folder / "depth_magma.png", png_bytes(colorize_depth(depth_HW)))
     if pointcloud:
         points_N3, colors_N3 = point_cloud(image_HW3, depth_HW, fov_deg, edge_rtol)
         if len(points_N3):
@@ -82,7 +82,8 @@ def _new_folder(directory: Path, prompt: str) -> Path:
             attempt += 1
 
 
-def _png(image_HW3: np.ndarray) -> bytes:
+def png_bytes(image_HW3: np.ndarray) -> bytes:
+    """A uint8 RGB picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image_HW3).save(buffer, "PNG")
     return buffer.getvalue()
@@ -101,7 +102,9 @@ def _open_picture(path: Path) -> Image.Image:
         picture = Image.open(path)
         picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture; it may be truncated or of another format: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as a picture; it may be truncated or of another format: {error}"
+        ) from error
     return picture
 
 

@@ -111,8 +111,7 @@ class Pipeline:
             if (value is not None) != (name in CONDITIONS[mode]):
                 wants = f"needs {name}" if value is None else f"takes no {name}"
                 raise ValueError(f"mode {mode!r} {wants}")
-        if guidance is None:
-            guidance = 1.0 if mode == "i2d" else defaults["guidance"]
+        guidance = self.guidance_of(mode, guidance)
         if log2_alpha is None:
             log2_alpha = {"joint": defaults["log2_alpha"], "partial": defaults["partial_log2_alpha"]}.get(mode, 0.0)
 
@@ -145,6 +144,12 @@ class Pipeline:
         if "depth" in CONDITIONS[mode]:
             result["depth"] = np.where(inputs["depth_valid"], result["depth"], 0.0)
         return result
+
+    def guidance_of(self, mode: str, guidance: float | None = None) -> float:
+        """The guidance scale that a mode uses: the one given, else 1 for i2d and that of the config for the others."""
+        if guidance is not None:
+            return guidance
+        return 1.0 if mode == "i2d" else self.config["sample"]["guidance"]
 
     def _build(self, mode: str, steps: int, mu: float, log2_alpha: float, guidance: float, guide: str) -> Any:
         """The jitted sampler of one setting: (params, inputs, ids_BL, key_B) -> clean tokens."""

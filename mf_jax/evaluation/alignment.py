@@ -34,7 +34,9 @@ def _points(pred_N, gt_N, weight_N) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     for name, values_N in (("pred", pred_N), ("gt", gt_N), ("weight", weight_N)):
         bad = int(np.count_nonzero(~np.isfinite(values_N)))
         if bad:
-            raise ValueError(f"{name} has {bad} non-finite values of {values_N.size}; leave those points out of the fit")
+            raise ValueError(
+                f"{name} has {bad} non-finite values of {values_N.size}; leave those points out of the fit"
+            )
     if weight_N.size and weight_N.min() < 0:
         raise ValueError(f"weights must not be negative, got {weight_N.min()}")
     keep_N = weight_N > 0

@@ -1,10 +1,10 @@
 """Several predictions of one image to one depth map.
 
-Marigold's ensembling (arXiv 2312.02145) is made for maps with unknown scale and shift. Its stated objective, the sum over
-pairs of the RMS difference plus 0.02 (|min| + |1 - max|), is not what its result minimises: in exact arithmetic it is
-lowest where every scale goes to zero (the regulariser costs 0.02 at most), and only the rounding of its float32
-evaluation keeps BFGS near the min-max initialisation. The order of the pixels alone then moves the result by about 0.01.
-`marigold` is the reproducible form of that: scales stay at their initial values, shifts minimise the objective.
+Marigold's ensembling (arXiv 2312.02145) is made for maps with unknown scale and shift. Its stated objective, the sum
+over pairs of the RMS difference plus 0.02 (|min| + |1 - max|), is not what its result minimises: in exact arithmetic
+it is lowest where every scale goes to zero (the regulariser costs 0.02 at most), and only the rounding of its float32
+evaluation keeps BFGS near the min-max initialisation. The order of the pixels alone then moves the result by about
+0.01. `marigold` is the reproducible form of that: scales stay at their initial values, shifts minimise the objective.
 
 Modality Forcing depth is linear with unit mean: its scale is lost but its zero is the camera. A free shift would add an
 ambiguity that the prediction does not have, so `scale_only` is the default.
@@ -33,59 +33,63 @@ def ensemble(pred_NHW: np.ndarray, mode: str = "scale_only") -> tuple[np.ndarray
     The median of an even number of members is the lower of the middle two, as in Marigold.
 
     Args:
-      pred_NHW: finite, any real dtype; for scale_only and median with a positive mean.
+      pred_NHW: any real dtype. A member that is not positive on average is divided by its mean magnitude instead. For
+        scale_only and median a pixel that is not finite in every member is NaN in both results; marigold refuses it.
 
     Returns:
       (depth_HW, uncertainty_HW) float64, both in the unit of the result.
 
     Raises:
-      ValueError: unknown mode, wrong shape, no member, a non-finite value, or a mean that is not positive.
+      ValueError: unknown mode, wrong shape, no member; for marigold a non-finite value.
     """
     if mode not in MODES:
         raise ValueError(f"unknown ensemble mode {mode!r}; known: {', '.join(MODES)}")
-    pred_NHW = _checked(pred_NHW)
     if mode == "marigold":
         return marigold_ensemble(pred_NHW)
-    mean_N = pred_NHW.mean(axis=(1, 2))
-    if mean_N.min() <= 0:
-        raise ValueError(f"member {mean_N.argmin()} has mean depth {mean_N.min():.3g}; it must be positive")
-    aligned_NHW = pred_NHW / mean_N[:, None, None]
-    if mode == "scale_only" and len(aligned_NHW) > 1:
-        aligned_NHW = _agree_in_scale(aligned_NHW)
-    depth_HW = lower_median(aligned_NHW)
-    return depth_HW, lower_median(np.abs(aligned_NHW - depth_HW))
+    pred_NHW = _checked(pred_NHW)
+    depth_HW, uncertainty_HW = np.full((2, *pred_NHW.shape[1:]), np.nan)
+    finite_HW = np.isfinite(pred_NHW).all(axis=0)
+    if finite_HW.any():
+        aligned_NK = _unit_mean(pred_NHW[:, finite_HW])
+        if mode == "scale_only" and len(aligned_NK) > 1:
+            aligned_NK = _agree_in_scale(aligned_NK)
+        depth_HW[finite_HW] = depth_K = lower_median(aligned_NK)
+        uncertainty_HW[finite_HW] = lower_median(np.abs(aligned_NK - depth_K))
+    return depth_HW, uncertainty_HW
 
 
 def _checked(pred_NHW) -> np.ndarray:
     pred_NHW = np.asarray(pred_NHW, np.float64)
     if pred_NHW.ndim != 3 or pred_NHW.size == 0:
         raise ValueError(f"predictions must be (N,H,W) with N >= 1, got {pred_NHW.shape}")
-    bad_N = np.count_nonzero(~np.isfinite(pred_NHW), axis=(1, 2))
-    if bad_N.any():
-        raise ValueError(f"member {bad_N.argmax()} has {bad_N.max()} non-finite pixels; leave it out of the ensemble")
     return pred_NHW
 
 
-def lower_median(x_NHW: np.ndarray) -> np.ndarray:
-    """Median over the first axis; for even N the lower of the two middle values, not their mean."""
-    middle = (len(x_NHW) - 1) // 2
-    return np.partition(x_NHW, middle, axis=0)[middle]
+def _unit_mean(x_NK: np.ndarray) -> np.ndarray:
+    mean_N1 = x_NK.mean(axis=1, keepdims=True)
+    size_N1 = np.where(mean_N1 > 0, mean_N1, np.abs(x_NK).mean(axis=1, keepdims=True))
+    return x_NK / np.where(size_N1 > 0, size_N1, 1.0)
 
 
-def _agree_in_scale(aligned_NHW: np.ndarray) -> np.ndarray:
+def lower_median(x_N: np.ndarray) -> np.ndarray:
+    """Median over the first axis (any further axes); for even N the lower of the two middle values, not their mean."""
+    middle = (len(x_N) - 1) // 2
+    return np.partition(x_N, middle, axis=0)[middle]
+
+
+def _agree_in_scale(aligned_NK: np.ndarray) -> np.ndarray:
     for _ in range(10):
-        consensus_HW = lower_median(aligned_NHW)
-        near_HW = consensus_HW > 0
-        if not near_HW.any():
-            return aligned_NHW
-        consensus_K = consensus_HW[near_HW]
-        scale_N = np.array([fit_scale_l1(member_HW[near_HW], consensus_K, 1 / consensus_K) for member_HW in aligned_NHW])
+        consensus_K = lower_median(aligned_NK)
+        weight_K = np.where(consensus_K > 0, 1 / np.where(consensus_K > 0, consensus_K, 1), 0.0)
+        if not weight_K.any():
+            return aligned_NK
+        scale_N = np.array([fit_scale_l1(member_K, consensus_K, weight_K) for member_K in aligned_NK])
         scale_N = np.where(scale_N > 0, scale_N, 1.0)
-        aligned_NHW = aligned_NHW * scale_N[:, None, None]
+        aligned_NK = aligned_NK * scale_N[:, None]
         if np.abs(np.log(scale_N)).max() < 1e-6:
             break
-    mean = lower_median(aligned_NHW).mean()
-    return aligned_NHW / mean if mean > 0 else aligned_NHW
+    mean = lower_median(aligned_NK).mean()
+    return aligned_NK / (mean if mean > 0 else 1.0)
 
 
 def marigold_ensemble(
@@ -109,6 +113,9 @@ def marigold_ensemble(
     if reduction not in ("median", "mean"):
         raise ValueError(f"unknown reduction {reduction!r}; known: median, mean")
     pred_NHW = _checked(pred_NHW)
+    bad_N = np.count_nonzero(~np.isfinite(pred_NHW), axis=(1, 2))
+    if bad_N.any():
+        raise ValueError(f"member {bad_N.argmax()} has {bad_N.max()} non-finite pixels; leave it out of the ensemble")
     low_N, high_N = pred_NHW.min(axis=(1, 2)), pred_NHW.max(axis=(1, 2))
     scale_N = 1 / np.maximum(high_N - low_N if shift else high_N, 1e-6)
     aligned_NHW = pred_NHW * scale_N[:, None, None]

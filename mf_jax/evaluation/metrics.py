@@ -12,7 +12,9 @@ DELTA1 = 1.25
 
 def _masked(pred_HW, gt_HW, valid_HW) -> tuple[np.ndarray, np.ndarray]:
     if not pred_HW.shape == gt_HW.shape == valid_HW.shape:
-        raise ValueError(f"prediction {pred_HW.shape}, ground truth {gt_HW.shape}, mask {valid_HW.shape} differ in size")
+        raise ValueError(
+            f"prediction {pred_HW.shape}, ground truth {gt_HW.shape}, mask {valid_HW.shape} differ in size"
+        )
     if not valid_HW.any():
         raise ValueError("no valid pixel: a metric over nothing is undefined")
     return pred_HW[valid_HW].astype(np.float64), gt_HW[valid_HW].astype(np.float64)

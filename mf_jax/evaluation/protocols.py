@@ -20,8 +20,8 @@ from mf_jax.evaluation.alignment import fit_affine_l1, fit_affine_lstsq, moge_gr
 class Protocol:
     """How one protocol aligns, what it calls the best constant, and how it scores.
 
-    fit(pred_HW, gt_HW, fit_HW) -> (scale, shift); constant(gt_HW, valid_HW) -> depth; abs_rel(pred_HW, gt_HW, valid_HW);
-    clip: both maps are limited to the depth range before they are scored.
+    fit(pred_HW, gt_HW, fit_HW) -> (scale, shift); constant(gt_HW, valid_HW) -> depth; abs_rel(pred_HW, gt_HW,
+    valid_HW); clip: both maps are limited to the depth range before they are scored.
     """
 
     fit: Callable

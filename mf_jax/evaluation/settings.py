@@ -1,0 +1,26 @@
+"""The `evaluate` section of a config."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Attributes:
+    split: of the data source. images: how many of it, from the first; 0 for all.
+    steps: Euler steps. ensemble: samples per image that are joined into one prediction. batch: images at a time.
+    seed: of the sampling noise.
+    """
+
+    split: str = "test"
+    images: int = 0
+    steps: int = 50
+    ensemble: int = 1
+    batch: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 0), ("steps", 1), ("ensemble", 1), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluate.{name} is {getattr(self, name)}; it must be at least {least}")
