@@ -99,13 +99,13 @@ def _open_picture(path: Path) -> Image.Image:
     if not path.is_file():
         raise ValueError(f"{path} does not exist or is not a file")
     try:
-        picture = Image.open(path)
-        picture.load()
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{path} cannot be read as a picture; it may be truncated or of another format: {error}"
         ) from error
-    return picture
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -145,7 +145,8 @@ def _read_npy(path: Path) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"{path} does not exist or is not a file")
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as .npy; it may be truncated: {error}") from error
     if array.dtype.kind != "f":

@@ -153,8 +153,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": value,
-            "grad_norm": optax.global_norm(gradient),
-            "param_norm": optax.global_norm(params),
+            "grad_norm": optax.tree.norm(gradient),
+            "param_norm": optax.tree.norm(params),
             **statistics,
         }
         new = TrainState(state.step + 1, params, ema.update(state.ema, params, state.step, ema_decay), opt_state)

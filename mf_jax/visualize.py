@@ -55,12 +55,12 @@ def colorize_depth(
 
 
 def colorize_error(pred_HW: np.ndarray, gt_HW: np.ndarray, valid_HW: np.ndarray, limit: float = 0.5) -> np.ndarray:
-    """|pred - gt| / gt from 0 (dark) to `limit` and beyond (bright) in viridis, uint8 (H,W,3); MISSING_RGB where gt is
+    """|pred - gt| / gt from 0 (dark) to `limit` and beyond (bright) in inferno, uint8 (H,W,3); MISSING_RGB where gt is
     missing. A non-finite prediction is at the limit."""
     use_HW = _measured(gt_HW, valid_HW)
     gt_safe_HW = np.where(use_HW, gt_HW, 1).astype(np.float64)
     pred_safe_HW = np.where(np.isfinite(pred_HW), pred_HW, np.finfo(np.float32).max).astype(np.float64)
-    return _paint(np.abs(pred_safe_HW - gt_safe_HW) / gt_safe_HW / limit, use_HW, "viridis")
+    return _paint(np.abs(pred_safe_HW - gt_safe_HW) / gt_safe_HW / limit, use_HW, "inferno")
 
 
 def _paint(level_HW: np.ndarray, use_HW: np.ndarray, name: str) -> np.ndarray:
@@ -82,18 +82,20 @@ def contact_sheet(rows: Sequence[Mapping]) -> np.ndarray:
     if not rows:
         raise ValueError("a contact sheet needs at least one row")
     tiles = [[_enlarge(tile) for tile in _row_tiles(row)] for row in rows]
-    height, width = (max(tile.shape[axis] for row in tiles for tile in row) for axis in (0, 1))
-    pitch_y, pitch_x = height + _MARGIN + _LINE, width + _MARGIN
-    sheet = Image.new("RGB", (_MARGIN + len(COLUMNS) * pitch_x, _MARGIN + _LINE + len(rows) * pitch_y), _PAPER)
+    heights = [max(tile.shape[0] for tile in row_tiles) for row_tiles in tiles]
+    pitch = _MARGIN + max(tile.shape[1] for row_tiles in tiles for tile in row_tiles)
+    size = (_MARGIN + len(COLUMNS) * pitch, _MARGIN + _LINE + sum(heights) + len(rows) * (_MARGIN + _LINE))
+    sheet = Image.new("RGB", size, _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for column, title in enumerate(COLUMNS):
-        draw.text((_MARGIN + column * pitch_x, _MARGIN), title, fill=_INK, font=font)
-    for index, (row, row_tiles) in enumerate(zip(rows, tiles, strict=True)):
-        top = _MARGIN + _LINE + index * pitch_y
+        draw.text((_MARGIN + column * pitch, _MARGIN), title, fill=_INK, font=font)
+    top = _MARGIN + _LINE
+    for row, row_tiles, height in zip(rows, tiles, heights, strict=True):
         for column, tile in enumerate(row_tiles):
-            sheet.paste(Image.fromarray(tile), (_MARGIN + column * pitch_x, top))
+            sheet.paste(Image.fromarray(tile), (_MARGIN + column * pitch, top))
         caption = _shorten(row.get("caption") or "", sheet.width - 2 * _MARGIN, font)
         draw.text((_MARGIN, top + height + 2), caption, fill=_INK, font=font)
+        top += height + _LINE + _MARGIN
     return np.array(sheet)
 
 

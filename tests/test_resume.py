@@ -11,7 +11,7 @@ import time
 import pytest
 
 STEPS = 12
-CONFIG = '''
+CONFIG = """
 def get_config():
     return dict(
         data=dict(
@@ -34,7 +34,7 @@ def get_config():
         checkpoint=dict(every=3),
         optimizer=dict(learning_rate=1e-3, warmup=2),
     )
-'''.replace("STEPS", str(STEPS))
+""".replace("STEPS", str(STEPS))
 
 
 def command(verb, *arguments):

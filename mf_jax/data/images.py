@@ -84,11 +84,11 @@ def read_mask(path: Path) -> np.ndarray:
 
 def _read_array(path: Path, npz_key: str | None, what: str) -> np.ndarray:
     if path.suffix.lower() == ".npy":
-        with _reading(path):
-            return np.load(path)
+        with _reading(path), path.open("rb") as file:
+            return np.load(file)
     if path.suffix.lower() != ".npz":
         raise ValueError(f"{what} {path} is neither .png, .npy nor .npz")
-    with _reading(path), np.load(path) as arrays:
+    with _reading(path), path.open("rb") as file, np.load(file) as arrays:
         names = arrays.files
         key = npz_key or (names[0] if len(names) == 1 else None)
         if key in names:

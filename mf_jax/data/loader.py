@@ -4,36 +4,29 @@ The examples form one endless stream, fixed by the seed and the number of record
 k B to (k+1) B of it; process p of P gets the p-th of P equal blocks. So neither the number of processes nor of
 workers changes what the model sees or in which order, and the whole state is one number, the next position.
 
-grain's own iterators are not used for the state: with worker processes it is bound to their number, and restoring
-it with another one gives wrong examples without a message (grain 0.2.18). grain.experimental.ElasticIterator keeps
-one number as well, but prefetches 500 batches by default, deals examples round robin over processes (the order
-inside the global batch would depend on their number), and has no hook to run code in a worker.
+grain shuffles, and gives each position its own random generator. Its iterators are not used: with worker processes
+their state is bound to the number of workers, and restoring it with another one gives wrong examples without a message
+(grain 0.2.18). grain.experimental.ElasticIterator keeps one number as well, but deals examples round robin over
+processes, so that the order inside the global batch would depend on their number. mf_jax.data.workers says why the
+workers are not grain's either.
 
 Legend: B global batch size, b batch size of this process.
 """
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
-import grain.experimental
+import grain
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 from mf_jax.data.sources import Source, build_source
 from mf_jax.data.sparsify import make_sparsifier
 from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.data.transforms import Examples, random_flip
+from mf_jax.data.workers import Prefetch
 from mf_jax.settings import nearest
 
-# Batches go through pipes, not shared memory: containers give that 64 MB by default, and grain 0.2.18 leaves blocks
-# behind when it stops.
-_OPTIONS = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
 _KEYS = ("source", "resolution", "sparsify", "flip", "workers")
 
 
@@ -83,8 +76,8 @@ def build_train_loader(
 class TrainLoader:
     """Endless iterator over batches of examples; see the top of the file for the order.
 
-    Worker processes start with the first batch, or with start(). They leave when the loader is closed or collected,
-    and when this process dies, however it dies.
+    Worker processes start with the first batch, or with start(). They end when the loader is closed or collected, and
+    when this process dies, however it dies.
 
     Args:
       examples: random access to examples. With workers it is pickled.
@@ -129,8 +122,7 @@ class TrainLoader:
         self._process = (process_index, process_count)
         self._position = 0
         self._unreadable: set[int] = set()
-        self._iterator: grain.DatasetIterator | None = None
-        self._finalizer: weakref.finalize | None = None
+        self._prefetch: Prefetch | None = None
 
     def __iter__(self) -> "TrainLoader":
         return self
@@ -141,6 +133,7 @@ class TrainLoader:
         Returns:
           image (b,H,W,3) uint8; depth (b,H,W) float32 metres, 0 where missing; depth_valid (b,H,W) bool;
           text_ids (b,L) int32, 0 is padding; index (b,) int64 records; skipped (b,) int32 files passed over.
+          Arrays that come from a worker are read-only.
         """
         batch = next(self._running())
         self._position += self._batch_size
@@ -178,31 +171,19 @@ class TrainLoader:
 
     def start(self) -> None:
         """Starts making batches in the background, so that the first is ready sooner. Never needed."""
-        self._running().start_prefetch()
+        self._running()
 
     def close(self) -> None:
         """Stops the workers. The loader may be used again; it then starts new ones."""
-        if self._finalizer is not None:
-            self._finalizer()
-        self._iterator = self._finalizer = None
+        if self._prefetch is not None:
+            self._prefetch.close()
+            self._prefetch = None
 
-    def _running(self) -> grain.DatasetIterator:
-        if self._iterator is None:
-            index, count = self._process
-            block = _Block(self._stream, self._position, self._batch_size, index, count)
-            # The elements that grain buffers from here on are whole batches, hence few of them.
-            dataset = grain.MapDataset.source(block).batch(block.size, drop_remainder=True)
-            dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-            dataset = grain.experimental.WithOptionsIterDataset(dataset, _OPTIONS)
-            if self._workers:
-                if not flags.FLAGS.is_parsed():
-                    flags.FLAGS.mark_as_parsed()  # grain reads its absl flags, whether or not absl started the program
-                options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
-                dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
-            self._iterator = iter(dataset)
-            # Workers ignore the signals with which Python would end them at exit, so closing must not be left out.
-            self._finalizer = weakref.finalize(self, self._iterator.close)
-        return self._iterator
+    def _running(self) -> Prefetch:
+        if self._prefetch is None:
+            batches = _Batches(self._stream, self._position, self._batch_size, *self._process)
+            self._prefetch = Prefetch(batches, self._workers)
+        return self._prefetch
 
     def _count_unreadable(self, batch: dict[str, np.ndarray]) -> None:
         source: Source = self._examples.source
@@ -215,41 +196,21 @@ class TrainLoader:
         if self._unreadable and len(self._unreadable) > source.max_unreadable:
             files = ", ".join(source.path(record) for record in sorted(self._unreadable)[:3])
             raise ValueError(
-                f"{len(self._unreadable)} files cannot be read, more than source.max_unreadable={source.max_unreadable}; "
-                f"the first are {files}"
+                f"{len(self._unreadable)} files cannot be read, more than "
+                f"source.max_unreadable={source.max_unreadable}; the first are {files}"
             )
 
 
-class _Block:
-    """The positions of a stream that one process reads, from a position on: its block of every global batch."""
+class _Batches:
+    """One process's blocks of the global batches of a stream, from a position on."""
 
     def __init__(self, stream: grain.MapDataset, start: int, batch_size: int, process_index: int, process_count: int):
         self._stream = stream
         self._batch_size = batch_size
-        self.size = batch_size // process_count
-        self._start = start + process_index * self.size
-
-    def __len__(self) -> int:
-        return (len(self._stream) - self._start) // self._batch_size * self.size
+        self._block = batch_size // process_count
+        self._start = start + process_index * self._block
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        batch, offset = divmod(index, self.size)
-        return self._stream[self._start + batch * self._batch_size + offset]
-
-
-def _start_worker(worker: int, workers: int) -> None:
-    """Runs in each worker process before it reads data."""
-    # An interrupt or a preemption notice that reaches the whole process group is for the parent to handle; it may
-    # want more batches before it stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # grain imports jax. A worker has no use for a device, and must not take one from the parent.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_platforms", "cpu")
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+        first = self._start + index * self._batch_size
+        examples = [self._stream[position] for position in range(first, first + self._block)]
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}

@@ -66,10 +66,10 @@ class ProceduralSource:
         """Renders a scene.
 
         Returns:
-            image (H, W, 3) uint8 RGB; depth (H, W) float32 z-depth in metres, 0 where missing (the sky, and ground
-            too far away to measure); valid (H, W) bool; caption, ASCII of at most 96 bytes; key
-            "procedural/<split>/<index>"; intrinsics (4,) float32 fx, fy, cx, cy in pixels, where the centre of
-            the top left pixel is (0.0, 0.0); skipped, always 0.
+            image (H, W, 3) uint8 RGB; depth (H, W) float32 z-depth in metres, 0 where missing (the sky, and
+            ground too far away to measure); valid (H, W) bool; caption, ASCII of at most 96 bytes; key
+            "procedural/<split>/<index>"; intrinsics (4,) float32 fx, fy, cx, cy in pixels, where the centre
+            of the top left pixel is (0.0, 0.0); skipped, always 0.
 
         Raises:
             IndexError: unless 0 <= index < len(self).

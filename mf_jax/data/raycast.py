@@ -13,6 +13,8 @@ from mf_jax.data.scene import Camera, Outdoors, Room, Scene, Solid
 
 SKY, FAR_GROUND, FLOOR, WALL, CEILING, FIRST_SOLID = -2, -1, 0, 1, 2, 3
 
+_TINY = np.float32(1e-12)
+
 
 def intrinsics_of(camera: Camera, resolution: tuple[int, int]) -> np.ndarray:
     """(4,) float32 fx, fy, cx, cy in pixels; the centre of the top left pixel is (0.0, 0.0)."""
@@ -41,8 +43,12 @@ def to_local(solid: Solid, vector_3N: np.ndarray) -> np.ndarray:
     return np.stack([cos * x_N + sin * y_N, cos * y_N - sin * x_N, z_N])
 
 
+def _nonzero(direction):
+    return np.where(np.abs(direction) < _TINY, _TINY, direction)
+
+
 def _slab_interval(half, origin_N, direction_N):
-    inverse_N = 1.0 / direction_N
+    inverse_N = 1.0 / _nonzero(direction_N)
     middle_N = -origin_N * inverse_N
     reach_N = np.abs(half * inverse_N)
     return middle_N - reach_N, middle_N + reach_N
@@ -50,7 +56,7 @@ def _slab_interval(half, origin_N, direction_N):
 
 def _round_interval(radius, origin_KN, direction_KN):
     """Interval inside |p| < radius: a sphere for 3 components, an upright endless cylinder for 2."""
-    a_N = (direction_KN * direction_KN).sum(0)
+    a_N = np.maximum((direction_KN * direction_KN).sum(0), _TINY)
     b_N = (origin_KN * direction_KN).sum(0) / a_N
     c_N = ((origin_KN * origin_KN).sum(0) - radius * radius) / a_N
     square_N = b_N * b_N - c_N
@@ -83,6 +89,7 @@ def solid_interval(
 
 def _trace_room(room: Room, origin_3: np.ndarray, direction_3N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size_3 = np.array(room.size, np.float32)
+    direction_3N = _nonzero(direction_3N)
     target_3N = np.where(direction_3N > 0, size_3[:, None], 0.0).astype(np.float32)
     exit_3N = (target_3N - origin_3[:, None]) / direction_3N
     axis_N = exit_3N.argmin(0)
@@ -95,7 +102,9 @@ def _trace_ground(
 ) -> tuple[np.ndarray, np.ndarray]:
     down_N = -direction_3N[2]
     beyond = np.float32(100 * place.far)
-    depth_N = np.where(down_N > 0, np.minimum(origin_3[2] / down_N, beyond), np.float32(np.inf))
+    depth_N = np.where(
+        down_N > 0, np.minimum(origin_3[2] / np.maximum(down_N, _TINY), beyond), np.float32(np.inf)
+    )
     label_N = np.where(down_N > 0, np.where(depth_N > place.far, FAR_GROUND, FLOOR), SKY)
     return depth_N, label_N
 
@@ -109,15 +118,14 @@ def trace(scene: Scene, direction_3N: np.ndarray) -> tuple[np.ndarray, np.ndarra
             FIRST_SOLID + i for the solid i.
     """
     origin_3 = np.array(scene.camera.position, np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        trace_place = _trace_room if isinstance(scene.place, Room) else _trace_ground
-        depth_N, label_N = trace_place(scene.place, origin_3, direction_3N)
-        label_N = label_N.astype(np.int16)
-        for i, solid in enumerate(scene.solids):
-            enter_N, exit_N = solid_interval(solid, origin_3[:, None], direction_3N)
-            closer_N = (enter_N < exit_N) & (enter_N > 0) & (enter_N < depth_N)
-            np.copyto(depth_N, enter_N, where=closer_N)
-            label_N[closer_N] = FIRST_SOLID + i
+    trace_place = _trace_room if isinstance(scene.place, Room) else _trace_ground
+    depth_N, label_N = trace_place(scene.place, origin_3, direction_3N)
+    label_N = label_N.astype(np.int16)
+    for i, solid in enumerate(scene.solids):
+        enter_N, exit_N = solid_interval(solid, origin_3[:, None], direction_3N)
+        closer_N = (enter_N < exit_N) & (enter_N > 0) & (enter_N < depth_N)
+        np.copyto(depth_N, enter_N, where=closer_N)
+        label_N[closer_N] = FIRST_SOLID + i
     return depth_N, label_N
 
 
@@ -125,8 +133,7 @@ def occluded(scene: Scene, point_3N: np.ndarray, to_light_3N: np.ndarray) -> np.
     """(N,) bool: whether a solid lies between each point and the light, at point + to_light for a lamp."""
     limit = 1.0 if scene.light.point else np.inf
     dark_N = np.zeros(point_3N.shape[1], bool)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for solid in scene.solids:
-            enter_N, exit_N = solid_interval(solid, point_3N, to_light_3N)
-            dark_N |= (enter_N < exit_N) & (exit_N > 0) & (enter_N < limit)
+    for solid in scene.solids:
+        enter_N, exit_N = solid_interval(solid, point_3N, to_light_3N)
+        dark_N |= (enter_N < exit_N) & (exit_N > 0) & (enter_N < limit)
     return dark_N

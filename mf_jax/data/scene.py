@@ -1,8 +1,8 @@
 """What a procedural scene is: plain frozen records, in the scene's own unit of length.
 
-World axes: x right, y forward, z up; the floor or ground is z = 0. A camera looks along its third axis, with its
-first axis to the right of the image and its second down. Colours are RGB in [0, 1]. `Scene.scale` turns the
-scene's unit of length into metres.
+World axes: x right, y forward, z up; the floor or ground is z = 0. A camera looks along its third axis, with
+its first axis to the right of the image and its second down. Colours are RGB in [0, 1]. `Scene.scale` turns
+the scene's unit of length into metres.
 """
 
 import dataclasses
@@ -142,7 +142,7 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Everything needed to render. `scale` is metres per unit; `noise_seed` determines the noise in textures."""
+    """Everything needed to render: `scale` is metres per unit, `noise_seed` fixes the noise in textures."""
 
     camera: Camera
     place: Room | Outdoors

@@ -1,7 +1,7 @@
 """Draws a scene from a random generator: a furnished room, or things standing on open ground.
 
-One scene unit is roughly a metre of a real place; `Scene.scale` then sets the size of the world, log-uniformly, so
-that the mean depth of a view lies between about 1 m and 50 m whatever is in it.
+One scene unit is about a metre of a real place; `Scene.scale` then sets the size of the world, log-uniformly,
+so that the mean depth of a view lies between about 1 m and 50 m whatever is in it.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _SKIES = (
     ("clear", (0.74, 0.85, 0.95), (0.18, 0.42, 0.82), 0.0),
     ("cloudy", (0.78, 0.83, 0.90), (0.32, 0.50, 0.78), 0.55),
     ("grey", (0.80, 0.81, 0.83), (0.55, 0.58, 0.63), 0.0),
-    ("sunset", (0.97, 0.68, 0.42), (0.36, 0.30, 0.58), 0.35),
+    ("sunset", (0.95, 0.71, 0.52), (0.36, 0.30, 0.58), 0.35),
 )
 _GROUNDS = (
     # name, pattern, colours, cell size relative to the camera's height
@@ -121,7 +121,7 @@ def _spread(solid: Solid) -> float:
 
 
 def _furnish(rng, camera: Camera, count: int, sizes, kinds, fits) -> tuple[Solid, ...]:
-    """Stands up to `count` solids on the floor at places the camera sees, clear of each other and of the camera.
+    """Stands up to `count` solids on the floor the camera sees, clear of each other and of the camera.
 
     Args:
         sizes: smallest and largest size.
@@ -217,14 +217,14 @@ def _outdoor_scene(rng, noise_seed: int) -> Scene:
     far = eye_height * rng.uniform(10, 24)
 
     def fits(x, y, radius, top):
-        return math.hypot(x, y) + radius < 0.8 * far
+        return math.hypot(x, y) + radius < 0.65 * far
 
     kinds = ("box", "box", "sphere", "sphere", "cylinder", "cylinder", "wall")
     sizes = (0.25 * eye_height, 3.0 * eye_height)
     solids = _furnish(rng, camera, int(rng.integers(2, 8)), sizes, kinds, fits)
     sky_name, horizon, zenith, clouds = _pick(rng, _SKIES)
     ground = _surface(rng, _pick(rng, _GROUNDS), eye_height)
-    haze = float(rng.uniform(0.3, 1.8)) if rng.random() < 0.6 else 0.1
+    haze = float(rng.uniform(0.3, 1.1)) if rng.random() < 0.6 else 0.1
     place = Outdoors(ground, float(far), haze, _vary(rng, horizon), _vary(rng, zenith), clouds, sky_name)
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(20, 70))
     sun = (np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation))

@@ -14,8 +14,8 @@ from mf_jax.data.textures import fractal_noise, noise_table, pattern
 
 
 class Rendering(NamedTuple):
-    """image (H, W, 3) uint8; depth (H, W) float32 metres, 0 where missing; label (H, W) int16 as `raycast.trace`
-    gives them; intrinsics (4,) float32 as `raycast.intrinsics_of` gives them."""
+    """image (H, W, 3) uint8; depth (H, W) float32 metres, 0 where missing; label (H, W) int16, see
+    `raycast.trace`; intrinsics (4,) float32, see `raycast.intrinsics_of`."""
 
     image: np.ndarray
     depth: np.ndarray
@@ -80,7 +80,7 @@ def _hang_pictures(room: Room, point_3N: np.ndarray, color_3N: np.ndarray) -> No
 
 
 def _corner_shade(room: Room, point_3N: np.ndarray) -> np.ndarray:
-    """Darkening (N,) of room surfaces near the edges where they meet; the division undoes a face's own factor."""
+    """Darkening (N,) of room surfaces near their edges; the division undoes a face's own factor."""
     gap_3N = np.minimum(point_3N, _column(room.size) - point_3N)
     return np.prod(1 - 0.3 * np.exp(-4 * gap_3N), axis=0) / np.float32(0.7)
 

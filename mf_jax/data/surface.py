@@ -17,7 +17,7 @@ _X_31, _Y_31, _Z_31 = np.eye(3, dtype=np.float32)[:, :, None]
 
 
 class Surface(NamedTuple):
-    """Unit normals out of the solid (into the room); unit axes of the pattern; its coordinates in scene units.
+    """Unit normals out of the solid (into the room), unit axes and scene coordinates of the pattern.
 
     The vectors may be (3, 1) where they are the same at all points.
     """

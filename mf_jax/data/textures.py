@@ -2,8 +2,8 @@
 
 Legend: N samples. u, v surface coordinates in cells; du, dv footprint of one pixel along u and v in cells.
 
-A regular pattern is built from pulse trains, whose mean over an interval has a closed form; so a pattern fades to
-its mean colour towards the horizon as a camera would see it, with one sample per pixel.
+A regular pattern is built from pulse trains, whose mean over an interval has a closed form; so a pattern
+fades to its mean colour towards the horizon as a camera would see it, with one sample per pixel.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ def pulse(x_N: np.ndarray, width_N: np.ndarray, duty: float) -> np.ndarray:
 
 
 def value_noise(table: np.ndarray, u_N: np.ndarray, v_N: np.ndarray, width_N: np.ndarray) -> np.ndarray:
-    """Smooth noise in [0, 1], one lattice value per cell; fades to 0.5 where a pixel spans more than a cell."""
+    """Smooth noise in [0, 1], one lattice value per cell; fades to 0.5 where a pixel outgrows a cell."""
     u0_N, v0_N = np.floor(u_N), np.floor(v_N)
     fu_N, fv_N = u_N - u0_N, v_N - v0_N
     fu_N, fv_N = fu_N * fu_N * (3 - 2 * fu_N), fv_N * fv_N * (3 - 2 * fv_N)

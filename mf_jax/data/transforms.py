@@ -49,7 +49,12 @@ class Examples:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """image (H,W,3) uint8, depth (H,W) float32 metres, depth_valid (H,W) bool, text_ids (L,) int32, index, skipped."""
+        """One example.
+
+        Returns:
+          image (H,W,3) uint8; depth (H,W) float32 metres, 0 where missing; depth_valid (H,W) bool; text_ids (L,) int32;
+          index () int64; skipped () int32.
+        """
         record = self.source[index]
         fit = functools.partial(center_crop_to_aspect, size=self.resolution)
         image_HW3, depth_HW, valid_HW = fit(record["image"]), fit(record["depth"]), fit(record["valid"])

@@ -84,9 +84,10 @@ def _agree_in_scale(aligned_NK: np.ndarray) -> np.ndarray:
         if not weight_K.any():
             return aligned_NK
         scale_N = np.array([fit_scale_l1(member_K, consensus_K, weight_K) for member_K in aligned_NK])
-        scale_N = np.where(scale_N > 0, scale_N, 1.0)
+        log_N = np.log(np.where(scale_N > 0, scale_N, 1.0))
+        scale_N = np.exp(log_N - log_N.mean())
         aligned_NK = aligned_NK * scale_N[:, None]
-        if np.abs(np.log(scale_N)).max() < 1e-6:
+        if np.abs(np.log(scale_N)).max() < 1e-4:
             break
     mean = lower_median(aligned_NK).mean()
     return aligned_NK / (mean if mean > 0 else 1.0)

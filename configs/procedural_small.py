@@ -1,0 +1,41 @@
+"""The quickstart's task, trained for longer: a deeper model, some hours in the background.
+
+    python -m mf_jax train --config=configs/procedural_small.py --workdir=runs/procedural_small
+    python -m mf_jax evaluate --checkpoint=runs/procedural_small
+
+Hardware: 2 CPU cores.
+"""
+
+
+def get_config():
+    return dict(
+        data=dict(
+            source=dict(kind="procedural", train=200_000, validation=256, test=256),
+            resolution=(64, 64),
+            sparsify=dict(kind="random", fraction=0.2),
+            flip=True,
+            workers=1,
+        ),
+        modalities=dict(
+            image=dict(kind="image", position=0, patch=8, prediction="x", noise=dict(kind="logit_normal", mu=1.1)),
+            depth=dict(
+                kind="depth",
+                position=1,
+                patch=8,
+                prediction="x",
+                noise=dict(kind="plateau_logit_normal", mu=1.1),
+                decoder_blocks=2,
+            ),
+        ),
+        modes=dict(
+            joint=dict(probability=0.6),
+            i2d=dict(probability=0.2, clean=("image",)),
+            d2i=dict(probability=0.2, clean=("depth",)),
+        ),
+        model=dict(width=256, layers=6, heads=4, kv_heads=1),
+        train=dict(steps=12_000, batch=16, ema_decay=0.999),
+        optimizer=dict(learning_rate=1e-3, warmup=100),
+        checkpoint=dict(every=500),
+        sample=dict(steps=50, guidance=2.0, log2_alpha=2.0),
+        evaluate=dict(steps=10),
+    )

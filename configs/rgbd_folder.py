@@ -1,0 +1,54 @@
+"""Modality Forcing on a folder of real RGB-D frames, 48x64 pixels.
+
+    python -m mf_jax train --config=configs/rgbd_folder.py:DATA/7scenes --workdir=runs/7scenes
+    python -m mf_jax evaluate --checkpoint=runs/7scenes
+
+As it stands it reads frames named as in 7-Scenes (frame-N.color.jpg, frame-N.depth.png in millimetres), the first 200
+for training and the rest for testing. Other layouts are a matter of the patterns:
+
+    KITTI   --config.data.source.image='rgb/*.png' --config.data.source.depth='depth/*.png'
+            --config.data.source.depth_scale=0.00390625
+    NYUv2   --config.data.source.image='rgb/rgb_*.jpg' --config.data.source.depth='depth/sync_depth_*.png'
+
+Hardware: 2 CPU cores.
+"""
+
+
+def get_config(root: str = "data/7scenes"):
+    return dict(
+        data=dict(
+            source=dict(
+                kind="folder",
+                root=root,
+                image="*.color.jpg",
+                depth="*.depth.png",
+                depth_scale=0.001,
+                splits=dict(train=":200", test="200:"),
+            ),
+            resolution=(48, 64),
+            flip=True,
+            workers=2,
+        ),
+        modalities=dict(
+            image=dict(kind="image", position=0, patch=8, prediction="x", noise=dict(kind="logit_normal", mu=1.1)),
+            depth=dict(
+                kind="depth",
+                position=1,
+                patch=8,
+                prediction="x",
+                noise=dict(kind="plateau_logit_normal", mu=1.1),
+                decoder_blocks=2,
+            ),
+        ),
+        modes=dict(
+            joint=dict(probability=0.6),
+            i2d=dict(probability=0.2, clean=("image",)),
+            d2i=dict(probability=0.2, clean=("depth",)),
+        ),
+        model=dict(width=256, layers=4, heads=4, kv_heads=1),
+        train=dict(steps=1500, batch=16, ema_decay=0.995),
+        optimizer=dict(learning_rate=1e-3, warmup=50),
+        checkpoint=dict(every=500),
+        sample=dict(steps=20, guidance=2.0, log2_alpha=2.0),
+        evaluate=dict(steps=10, batch=25),
+    )

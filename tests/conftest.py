@@ -1,0 +1,107 @@
+"""Eight simulated CPU devices for every test, and the config, model and parameters that tests share.
+
+Legend: B batch, H W pixels, L text ids, N tokens, C channels per token.
+"""
+
+import os
+
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pathlib  # noqa: E402
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def goldens():
+    """The folder of the numbers that the official inference code produced."""
+    return pathlib.Path(__file__).parent / "goldens"
+
+
+def _config():
+    noise = {"image": "logit_normal", "depth": "plateau_logit_normal"}
+    modalities = {
+        name: dict(kind=name, position=i, patch=8, prediction="x", noise=dict(kind=noise[name]))
+        for i, name in enumerate(noise)
+    }
+    modalities["depth"]["decoder_blocks"] = 1
+    return dict(
+        data=dict(
+            source=dict(kind="procedural", train=32, validation=4, test=4),
+            resolution=(16, 16),
+            sparsify=dict(kind="random", fraction=0.2),
+            workers=0,
+        ),
+        modalities=modalities,
+        modes=dict(
+            joint=dict(probability=0.6),
+            i2d=dict(probability=0.2, clean=("image",)),
+            d2i=dict(probability=0.2, clean=("depth",)),
+        ),
+        model=dict(width=32, layers=2, heads=2, kv_heads=1),
+        text=dict(max_bytes=96, group=8, width=32),
+        train=dict(steps=6, batch=8, log_every=1),
+        optimizer=dict(learning_rate=1e-3, warmup=2),
+        checkpoint=dict(every=3),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_tiny_config():
+    """A function that makes what `tiny_config` is; for fixtures that outlive a test."""
+    return _config
+
+
+@pytest.fixture
+def tiny_config():
+    """What a config file's get_config() returns, at the smallest sizes: a fresh dict, to be edited at will."""
+    return _config()
+
+
+@pytest.fixture(scope="session")
+def randomised():
+    """A function (tree, seed) -> the same tree, every leaf drawn anew: norm scales around 1, the rest around 0.
+
+    Nothing stays at its initial zero, where gates, biases and output heads would hide what lies behind them.
+    """
+
+    def draw(tree, seed=0):
+        generator = np.random.default_rng(seed)
+
+        def leaf(path, value):
+            name = jax.tree_util.keystr(path)
+            if "'scale'" in name:
+                return (1 + 0.2 * generator.standard_normal(value.shape)).astype(np.float32)
+            fan_in = value.shape[-2] if "'kernel'" in name else 1
+            return (generator.standard_normal(value.shape) * 0.8 / np.sqrt(fan_in)).astype(np.float32)
+
+        return jax.tree_util.tree_map_with_path(leaf, tree)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """A function (examples, seed, share) -> batch of the tiny config, as the loader yields it, without book-keeping.
+
+    share: of the depth pixels that are measured, by example; a number does for all.
+    """
+
+    def make(examples=8, seed=0, share=0.5):
+        generator = np.random.default_rng(seed)
+        share_B = np.broadcast_to(np.asarray(share, float), examples)
+        valid_BHW = generator.random((examples, 16, 16)) < share_B[:, None, None]
+        depth_BHW = generator.uniform(0.5, 20.0, valid_BHW.shape)
+        return {
+            "image": generator.integers(0, 256, (examples, 16, 16, 3), dtype=np.uint8),
+            "depth": np.where(valid_BHW, depth_BHW, 0.0).astype(np.float32),
+            "depth_valid": valid_BHW,
+            "text_ids": generator.integers(1, 257, (examples, 96), dtype=np.int32),
+        }
+
+    return make

@@ -1,0 +1,148 @@
+"""Where parameters and batches lie on a mesh of eight simulated devices."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+
+from mf_jax import train_state
+from mf_jax.config import resolve
+from mf_jax.joint_model import build_model
+from mf_jax.parallel import sharding
+from mf_jax.parallel.sharding import MeshConfig, make_mesh
+
+# The dimension that is split over fsdp, by (parent, name) of the parameter; None is whole on every device.
+SPLIT = {
+    "trunk/q/kernel": 1, "trunk/k/kernel": 1, "trunk/v/kernel": 1, "trunk/attention_out/kernel": 2,
+    "trunk/mlp_gate/kernel": 1, "trunk/mlp_up/kernel": 1, "trunk/mlp_down/kernel": 2,
+    "trunk/pre_norm/scale": 1, "trunk/post_norm/scale": 1, "trunk/q_norm/scale": None, "trunk/modulation_bias": None,
+    "depth_decoder/mlp_down/kernel": 2,
+    "image_in/kernel": 1, "image_out/kernel": 0, "depth_in/kernel": 1, "depth_out/kernel": 0, "text_in/kernel": 1,
+    "image_modulation/kernel": 0, "depth_out_modulation/kernel": 0, "image_out_norm/scale": 0,
+    "time_image/in_layer/kernel": 1, "time_image/out_layer/kernel": 0, "gate_image_to_depth": None,
+    "embedding": None, "join/kernel": None,
+}  # fmt: skip
+
+
+def names_of(path):
+    return "/".join(entry.key for entry in path[1:])
+
+
+@pytest.fixture(scope="module")
+def setting(make_tiny_config):
+    config = resolve(make_tiny_config())
+    return build_model(config), config
+
+
+@pytest.fixture(scope="module")
+def parameters(setting):
+    """Initial parameters by name, made on a mesh of two by four."""
+    state = train_state.new(*setting, make_mesh(MeshConfig(data=2, fsdp=4)))
+    return {names_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state.params)[0]}
+
+
+def test_parameters_lie_as_the_table_says(parameters):
+    for name, dimension in SPLIT.items():
+        leaf = parameters[name]
+        assert leaf.sharding.mesh.shape == {"data": 2, "fsdp": 4}
+        expected = list(leaf.shape)
+        if dimension is not None:
+            expected[dimension] //= 4
+        assert leaf.addressable_shards[0].data.shape == tuple(expected), name
+    shares = {name: leaf.addressable_shards[0].data.size / leaf.size for name, leaf in parameters.items()}
+    split = sum(leaf.size for name, leaf in parameters.items() if shares[name] == 0.25)
+    assert split > 0.95 * sum(leaf.size for leaf in parameters.values())
+
+
+def test_optimizer_and_average_lie_as_their_parameters(setting):
+    layout = train_state.layout_of(*setting, make_mesh(MeshConfig(data=2, fsdp=4)))
+    specs = [leaf.spec for leaf in jax.tree.leaves(layout.params)]
+    assert [leaf.spec for leaf in jax.tree.leaves(layout.ema)] == specs
+    adam = [leaf.spec for leaf in jax.tree.leaves(layout.opt_state) if leaf.spec != PartitionSpec()]
+    sharded = [spec for spec in specs if spec != PartitionSpec()]
+    assert adam == 2 * sharded and len(sharded) > 30
+
+
+def test_initial_parameters_do_not_depend_on_the_mesh(setting, parameters):
+    model, config = setting
+    single = jax.jit(lambda key: nn.unbox(model.init(key)))(jax.random.key(config["seed"]))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(single)[0]:
+        assert leaf.sharding.num_devices == 1
+        np.testing.assert_allclose(parameters[names_of(path)], leaf, rtol=1e-6)
+
+
+def test_every_axis_name_of_the_model_is_in_the_table(setting, monkeypatch):
+    """flax leaves an unknown name unsharded without a word."""
+    model, _ = setting
+    constrained = []
+
+    def record(x, names):
+        constrained.append(names)
+        return x
+
+    monkeypatch.setattr(nn, "with_logical_constraint", record)
+    boxed = jax.eval_shape(model.init, jax.random.key(0))
+    specs = jax.tree.leaves(nn.get_partition_spec(boxed), is_leaf=lambda s: isinstance(s, PartitionSpec))
+    used = {name for spec in [*specs, *constrained] for name in spec if name is not None}
+    assert constrained and {"embed", "layers", "mlp", "batch"} <= used
+    assert used <= {name for name, _ in sharding.RULES}
+    assert {axis for _, axes in sharding.RULES for axis in ([axes] if isinstance(axes, str) else axes or [])} <= set(
+        sharding.AXES
+    )
+
+
+def test_indivisible_dimension():
+    boxed = {"layer": {"kernel": nn.LogicallyPartitioned(np.zeros((6, 8), np.float32), ("embed", "mlp"))}}
+    with pytest.raises(ValueError, match=r"layer.*kernel.*\(6, 8\): dimension 0 \(6\).*mesh axis fsdp of size 4"):
+        sharding.shardings(boxed, make_mesh(MeshConfig(data=2, fsdp=4)))
+    sharding.shardings(boxed, make_mesh(MeshConfig(data=4, fsdp=2)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"), [((-1, 1), (8, 1)), ((1, -1), (1, 8)), ((2, 4), (2, 4)), ((-1, 4), (2, 4)), ((-1, 8), (1, 8))]
+)
+def test_mesh_sizes(sizes, shape):
+    mesh = make_mesh(MeshConfig(*sizes))
+    assert mesh.axis_names == ("data", "fsdp") and mesh.devices.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((2, 2), "needs 4 devices, there are 8"),
+        ((-1, 3), "there are 8"),
+        ((-1, 16), "there are 8"),
+        ((-1, -1), "at most one may be -1"),
+        ((0, 8), "the others positive"),
+        ((-2, 4), "the others positive"),
+    ],
+)
+def test_impossible_mesh_sizes(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(MeshConfig(*sizes))
+
+
+def test_a_batch_is_split_over_all_devices_and_book_keeping_stays_behind(make_batch):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    batch = make_batch(16)
+    placed = sharding.put_batch(batch | {"index": np.arange(16), "skipped": np.zeros(16, np.int32)}, mesh)
+    assert set(placed) == set(batch)
+    for name, value in placed.items():
+        assert len({shard.device for shard in value.addressable_shards}) == 8
+        assert {shard.data.shape for shard in value.addressable_shards} == {(2, *batch[name].shape[1:])}
+        np.testing.assert_array_equal(value, batch[name])
+
+
+def test_activations_follow_the_rules_inside_the_scope_only():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+
+    def constrain(x):
+        return nn.with_logical_constraint(x, ("batch", "sequence", "embed_activation"))
+
+    x = np.zeros((8, 3, 4), np.float32)
+    with sharding.scope(mesh):
+        inside = jax.jit(constrain)(x)
+    assert {shard.data.shape for shard in inside.addressable_shards} == {(1, 3, 4)}
+    outside = jax.jit(lambda x: constrain(x) + 0)(x)
+    assert len(outside.addressable_shards) == 1

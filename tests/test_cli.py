@@ -1,0 +1,146 @@
+"""The verbs as a user types them, in this process: what they write, and how they fail."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mf_jax import showcase
+from mf_jax.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def config_file(make_tiny_config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(f"def get_config():\n    return {make_tiny_config()!r}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def workdir(config_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", f"--config={config_file}", f"--workdir={workdir}", "--config.train.steps=4"]) == 0
+    return workdir
+
+
+def test_show_config(config_file, capsys):
+    assert main(["show", f"--config={config_file}", "--config.train.batch=16"]) == 0
+    shown = capsys.readouterr().out
+    assert "batch: 16" in shown and "| backbone/trunk/q/kernel" in shown
+    total = int(re.search(r"parameters: ([\d,]+)", shown)[1].replace(",", ""))
+    sizes = [int(s.replace(",", "")) for s in re.findall(r"float32 \| ([\d,]+) +\|", shown)]
+    assert total == sum(sizes)
+    assert "tokens per example: 20 (image 4, depth 4, text 12)" in shown
+    assert re.search(r"model FLOPs per step: \d", shown)
+
+
+def test_show_checkpoint_digests_tell_runs_apart(config_file, workdir, tmp_path, capsys):
+    def digests(directory):
+        assert main(["show", f"--checkpoint={directory}"]) == 0
+        shown = capsys.readouterr().out
+        assert "step: 4" in shown
+        return re.findall(r"(params|ema|opt_state) sha256: ([0-9a-f]{64})", shown)
+
+    first = digests(workdir)
+    assert len(first) == 3
+    arguments = [f"--config={config_file}", "--config.train.steps=4"]
+    assert main(["train", *arguments, f"--workdir={tmp_path / 'same'}"]) == 0
+    assert main(["train", *arguments, f"--workdir={tmp_path / 'other'}", "--config.seed=1"]) == 0
+    capsys.readouterr()
+    assert digests(tmp_path / "same") == first
+    assert all(a != b for a, b in zip(digests(tmp_path / "other"), first, strict=True))
+
+
+def test_sample_writes_the_official_layout(workdir, tmp_path, capsys):
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "in.png")
+    np.save(tmp_path / "in.npy", np.linspace(1, 2, 256, dtype=np.float32).reshape(16, 16))
+    Image.fromarray(np.full((16, 16), 2000, np.uint16)).save(tmp_path / "in16.png")
+    cases = {
+        "joint": ["--prompt=A red box!", "--batch=2", "--refine-depth"],
+        "i2d": [f"--image={tmp_path / 'in.png'}"],
+        "d2i": [f"--depth={tmp_path / 'in.npy'}"],
+        "partial": [f"--depth={tmp_path / 'in16.png'}", "--partial", "--log2-alpha=-5"],
+    }
+    for mode, arguments in cases.items():
+        out = tmp_path / mode
+        assert main(["sample", f"--checkpoint={workdir}", "--steps=2", f"--output-dir={out}", *arguments]) == 0
+        folders = capsys.readouterr().out.split()
+        assert len(folders) == (2 if mode == "joint" else 1)
+        for folder in map(type(out), folders):
+            assert folder.parent == out
+            metadata = json.loads((folder / "metadata.json").read_text())
+            assert (metadata["mode"], metadata["num_steps"], metadata["img_hw"]) == (mode, 2, [16, 16])
+            depth = np.load(folder / "depth_raw.npy")
+            assert depth.dtype == np.float32 and depth.shape == (16, 16)
+            assert np.array(Image.open(folder / "rgb.png")).shape == (16, 16, 3)
+            assert (folder / "depth_magma.png").exists()
+    assert "_a_red_box" in next((tmp_path / "joint").iterdir()).name
+
+
+def test_evaluate_writes_results_beside_the_baseline(workdir, capsys):
+    assert main(["evaluate", f"--checkpoint={workdir}", "--config.evaluate.steps=1", "--config.evaluate.images=3"]) == 0
+    shown = capsys.readouterr().out
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["checkpoint_step"] == 4
+    for protocol in ("moge_affine", "lstsq"):
+        entry = results[protocol]
+        assert entry["images"] == 3
+        for name in ("abs_rel", "delta1", "constant_abs_rel"):
+            assert 0 <= entry[name] < 10
+            assert np.isfinite(entry[name])
+        assert re.search(rf"{protocol} +{100 * entry['abs_rel']:.2f}", shown)
+    assert len((workdir / "per_image.csv").read_text().splitlines()) == 4
+    assert Image.open(workdir / "contact_sheet.png").size[0] > 600
+
+
+def test_evaluate_does_not_depend_on_its_batch_size_and_ensembles(workdir, tmp_path):
+    def abs_rel(name, *overrides):
+        arguments = ["--config.evaluate.steps=1", "--config.evaluate.images=3", *overrides]
+        assert main(["evaluate", f"--checkpoint={workdir}", f"--output={tmp_path / name}", *arguments]) == 0
+        return json.loads((tmp_path / name / "results.json").read_text())
+
+    whole, parts = abs_rel("whole"), abs_rel("parts", "--config.evaluate.batch=2")
+    assert parts["moge_affine"]["abs_rel"] == pytest.approx(whole["moge_affine"]["abs_rel"], rel=1e-4)
+    joined = abs_rel("joined", "--config.evaluate.ensemble=3")
+    assert joined["ensemble"] == 3
+    assert joined["moge_affine"]["abs_rel"] != whole["moge_affine"]["abs_rel"]
+
+
+def test_showcase(workdir, capsys):
+    assert showcase.main([str(workdir), "--count=1", "--steps=1"]) == 0
+    assert (workdir / "samples.png").exists()
+    agreement = json.loads((workdir / "samples.json").read_text())
+    assert agreement["samples"] == 8
+    assert sorted(p.name for p in (workdir / "samples").iterdir()) == ["d2i", "i2d", "joint", "partial"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--config=absent.py", "--workdir=x"], "no config file absent.py"),
+        (["show", "--config={config}", "--config.train.step=3"], "unknown config key train.step; did you mean 'steps'"),
+        (["sample", "--checkpoint={tmp}"], "no checkpoints in"),
+        (["evaluate", "--checkpoint={tmp}/absent"], "no checkpoints in"),
+        (["show", "--checkpoint={tmp}"], "no checkpoints in"),
+        (["sample", "--checkpoint={workdir}", "--image=a", "--depth=b"], "--image and --depth exclude each other"),
+        (["sample", "--checkpoint={workdir}", "--partial"], "--partial needs --depth"),
+        (["sample", "--checkpoint={workdir}", "--image={tmp}/absent.png"], "absent.png does not exist"),
+        (["sample", "--checkpoint={workdir}", "--prompt=" + "long " * 30], "150 UTF-8 bytes exceeds the limit of 96"),
+        (["evaluate", "--checkpoint={workdir}", "--config.evaluate.split=tset"], "tset"),
+    ],
+)
+def test_mistakes_are_one_clear_line(config_file, workdir, tmp_path, capsys, arguments, message):
+    filled = [a.format(config=config_file, workdir=workdir, tmp=tmp_path) for a in arguments]
+    assert main(filled) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("verb", ["train", "sample", "evaluate", "show"])
+def test_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert "usage: mf_jax" in capsys.readouterr().out

@@ -1,0 +1,102 @@
+"""Learning rate by closed form, and what weight decay and clipping touch."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mf_jax.config import resolve
+from mf_jax.joint_model import build_model
+from mf_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
+
+STILL = dict(warmup=0, schedule="constant")
+
+
+@pytest.fixture
+def boxed(tiny_config, randomised):
+    """Parameters of the tiny model, all of them random, boxed with their axis names."""
+    model = build_model(resolve(tiny_config))
+    return randomised(jax.eval_shape(model.init, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 10, 11, 500])
+def test_warmup_then_constant(step):
+    rate = learning_rate(OptimizerConfig(learning_rate=3e-4, warmup=10), 1000)
+    assert float(rate(step)) == pytest.approx(3e-4 * min(step / 10, 1.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("step", [0, 5, 20, 21, 60, 99, 100])
+def test_warmup_then_cosine(step):
+    rate = learning_rate(OptimizerConfig(learning_rate=2e-3, warmup=20, schedule="cosine"), 100)
+    done = (step - 20) / 80
+    expected = 2e-3 * (step / 20 if step < 20 else 0.5 * (1 + math.cos(math.pi * done)))
+    assert float(rate(step)) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_no_warmup(schedule):
+    rate = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup=0, schedule=schedule), 100)
+    assert float(rate(0)) == pytest.approx(1e-3)
+
+
+def test_unknown_schedule():
+    with pytest.raises(ValueError, match="optimizer.schedule is 'linear'"):
+        learning_rate(OptimizerConfig(schedule="linear"), 100)
+
+
+@pytest.mark.parametrize("wrap", ["boxed", "unboxed"])
+def test_weight_decay_moves_kernels_and_nothing_else(boxed, wrap):
+    """With a gradient of zero, AdamW only decays: kernel <- kernel (1 - rate * decay)."""
+    params = boxed if wrap == "boxed" else nn.unbox(boxed)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5, **STILL), 10)
+    zero = jax.tree.map(np.zeros_like, params)
+    updates = jax.jit(lambda p: optimizer.update(zero, optimizer.init(p), p)[0])(params)
+    flat = jax.tree_util.tree_flatten_with_path(nn.unbox(params))[0]
+    decayed = set()
+    for (path, value), update in zip(flat, jax.tree.leaves(updates), strict=True):
+        name = path[-1].key
+        if name == "kernel":
+            decayed.add(jax.tree_util.keystr(path))
+            np.testing.assert_allclose(update, -0.1 * 0.5 * value, rtol=1e-6)
+        else:
+            assert name in ("scale", "embedding", "modulation_bias") or name.startswith("gate_"), name
+            assert np.all(np.asarray(update) == 0.0)
+    assert len(decayed) == 33
+
+
+def test_two_steps_of_adamw():
+    """The textbook recursion with bias correction, in float64."""
+    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, b1=0.8, b2=0.9, clip=1e9, **STILL)
+    w = np.array([[1.0, -2.0]])
+    gradients = [np.array([[0.5, -0.1]]), np.array([[-0.3, 0.7]])]
+    optimizer = make_optimizer(config, 10)
+    params = {"layer": {"kernel": jnp.asarray(w, jnp.float32)}}
+    state = optimizer.init(params)
+    m = v = 0.0
+    for k, g in enumerate(gradients, start=1):
+        updates, state = optimizer.update({"layer": {"kernel": jnp.asarray(g, jnp.float32)}}, state, params)
+        params = optax.apply_updates(params, updates)
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        w = w - 0.01 * (m / (1 - 0.8**k) / (np.sqrt(v / (1 - 0.9**k)) + 1e-8) + 0.1 * w)
+    np.testing.assert_allclose(params["layer"]["kernel"], w, rtol=1e-6)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    """Adam forgets the scale of a constant gradient, so it is seen in the first moment."""
+    optimizer = make_optimizer(OptimizerConfig(b1=0.0, clip=1.0, **STILL), 10)
+    gradient = {"a": jnp.full(9, 2.0), "b": {"kernel": jnp.full((4, 4), -3.0)}}
+    norm = math.sqrt(9 * 4.0 + 16 * 9.0)
+    params = jax.tree.map(jnp.ones_like, gradient)
+    update = jax.jit(lambda g: optimizer.update(g, optimizer.init(params), params)[1])
+    for scale, expected in ((1.0, 2.0 / norm), (0.5 / norm, 1.0 / norm)):
+        state = update(jax.tree.map(lambda g, s=scale: g * s, gradient))
+        (moments,) = (s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s))
+        np.testing.assert_allclose(moments.mu["a"], np.full(9, expected), rtol=1e-5)
+
+
+def is_adam(state):
+    return isinstance(state, optax.ScaleByAdamState)

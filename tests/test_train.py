@@ -1,0 +1,103 @@
+"""The loop in this process: errors that must be clear, and state that must not be lost."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mf_jax
+from mf_jax import config as configs
+from mf_jax import train
+from mf_jax.checkpoint import Checkpoints
+from mf_jax.metrics import NotFinite
+
+
+def resolved(raw, *overrides):
+    return configs.resolve(raw, overrides)
+
+
+def test_not_finite_stops_with_step_and_quantity_and_keeps_the_last_checkpoint(make_tiny_config, tmp_path):
+    raw = make_tiny_config()
+    assert train.train(resolved(raw, "train.steps=3"), tmp_path) == 3
+    kept = mf_jax.load(tmp_path)
+    raw["modalities"]["depth"]["weight"] = float("nan")
+    with pytest.raises(NotFinite, match=r"loss is nan at step 1\b"):
+        train.train(resolved(raw), tmp_path / "other")
+    assert Checkpoints(tmp_path / "other" / "checkpoints").latest() is None
+    assert mf_jax.load(tmp_path).step == kept.step == 3
+
+
+def test_a_gradient_that_explodes_mid_run_leaves_the_checkpoint_before_it(make_tiny_config, tmp_path):
+    raw = make_tiny_config()
+    raw["optimizer"] = {"learning_rate": 1e30, "warmup": 4, "clip": 1e30, "weight_decay": 0.0}
+    raw["checkpoint"] = {"every": 1}
+    with pytest.raises(NotFinite, match=r"(loss|grad_norm|param_norm) is (nan|inf) at step [2-6]"):
+        train.train(resolved(raw), tmp_path)
+    pipeline = mf_jax.load(tmp_path, weights="params")
+    import jax
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(pipeline.params))
+
+
+def test_a_checkpoint_of_another_config_is_refused(make_tiny_config, tmp_path):
+    train.train(resolved(make_tiny_config(), "train.steps=1"), tmp_path)
+    raw = make_tiny_config()
+    raw["model"]["layers"] = 3
+    with pytest.raises(ValueError, match=r"model\.layers: 2 in the checkpoint, 3 now"):
+        train.train(resolved(raw), tmp_path)
+    raw = make_tiny_config()
+    raw["seed"] = 5
+    with pytest.raises(ValueError, match="seed: 0 in the checkpoint, 5 now"):
+        train.train(resolved(raw), tmp_path)
+
+
+def test_steps_may_grow_with_a_constant_learning_rate_only(make_tiny_config, tmp_path):
+    raw = make_tiny_config()
+    assert train.train(resolved(raw, "train.steps=1"), tmp_path / "constant") == 1
+    assert train.train(resolved(raw, "train.steps=2"), tmp_path / "constant") == 2
+    raw["optimizer"] = {"schedule": "cosine"}
+    assert train.train(resolved(raw, "train.steps=1"), tmp_path / "cosine") == 1
+    with pytest.raises(ValueError, match=r"train\.steps: 1 in the checkpoint, 2 now"):
+        train.train(resolved(raw, "train.steps=2"), tmp_path / "cosine")
+
+
+def test_a_batch_that_the_devices_do_not_divide(make_tiny_config, tmp_path):
+    with pytest.raises(ValueError, match=r"train\.batch 12 is not divisible by 1 \(train\.accumulate\) x 8 devices"):
+        train.train(resolved(make_tiny_config(), "train.batch=12"), tmp_path)
+
+
+@pytest.fixture
+def folder_config(make_tiny_config, tmp_path):
+    """Frames of which every third has no valid depth at all."""
+    root = tmp_path / "frames"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(9):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(root / f"{i}.color.png")
+        depth = np.zeros((16, 16)) if i % 3 == 0 else rng.uniform(1000, 3000, (16, 16))
+        Image.fromarray(depth.astype(np.uint16)).save(root / f"{i}.depth.png")
+    raw = make_tiny_config()
+    raw["data"]["source"] = {
+        "kind": "folder",
+        "root": str(root),
+        "image": "*.color.png",
+        "depth": "*.depth.png",
+        "depth_scale": 0.001,
+        "splits": {"train": ":", "test": ":"},
+    }
+    raw["data"]["sparsify"] = {"kind": "none"}
+    return raw
+
+
+def test_maps_without_depth_train_as_images_and_are_counted(folder_config, tmp_path):
+    import json
+
+    from mf_jax.evaluation.run import evaluate
+
+    assert train.train(resolved(folder_config, "train.steps=9"), tmp_path / "run") == 9
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(entry["all_missing"] for entry in entries) == 24  # 72 examples are 8 epochs of 9 records
+    assert all(np.isfinite(value) for entry in entries for value in entry.values())
+    results = evaluate(str(tmp_path / "run"), None, ["evaluate.steps=1"], None)
+    assert results["skipped_all_missing"] == 3
+    assert results["moge_affine"]["images"] == 6
+    assert np.isfinite(results["moge_affine"]["abs_rel"])
