@@ -78,6 +78,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
         if start >= steps:
             print(f"{workdir} is at step {start} of {steps}: nothing to train")
             return start
+        loader.start()
         print(f"training {workdir} from step {start} to {steps} on {jax.device_count()} x {jax.devices()[0].device_kind}")
 
         step_fn = jax.jit(

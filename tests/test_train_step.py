@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -16,6 +17,7 @@ from mf_jax import train_state, train_step
 from mf_jax.config import resolve
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.parallel import sharding
+from mf_jax.train_state import TrainState
 
 OBJECTIVE = train_step.ObjectiveConfig()
 SEED = 7
@@ -60,21 +62,19 @@ def gradient_of(model):
 
 
 @pytest.fixture(scope="module")
-def echo_of():
-    """A function from a raw config to its Echo."""
+def echo(model):
+    return echo_of(model)
 
-    def make(raw):
-        model = build_model(resolve(raw))
-        return Echo(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
 
-    return make
+def echo_of(model):
+    return Echo(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
 
 
 def run_echo(echo, batch, step=0, objective=OBJECTIVE):
-    """(loss, gradient, statistics), and what the network was shown; nothing compiled, so that it is all concrete."""
-    weights = {name: jnp.float32(0.3) for name in echo.modalities}
+    """(loss, gradient, statistics), and the x_t, t and ids that the network was shown; nothing is compiled."""
+    weights = dict.fromkeys(echo.modalities, jnp.float32(0.3))
     result = train_step.loss_and_gradient(echo, objective, SEED, 1, weights, batch, jnp.int32(step))
-    return result, jax.tree.map(np.asarray, echo.shown[-1])
+    return jax.tree.map(np.asarray, (result, echo.shown[-1]))
 
 
 def assert_same(a, b, tolerance=1e-4):
@@ -106,10 +106,9 @@ def test_any_mesh_gives_the_result_of_one_device(data, fsdp, model, config, para
     assert_same(single, jax.tree.map(np.asarray, result))
 
 
-@pytest.mark.parametrize("parts", [4])
-def test_accumulation_gives_the_result_of_one_part(parts, gradient_of, params, make_batch, single):
+def test_accumulation_gives_the_result_of_one_part(gradient_of, params, make_batch, single):
     """With the counts of UNEQUAL a mean of the parts' means would be far off."""
-    assert_same(single, gradient_of(parts)(params, make_batch(8, share=UNEQUAL), jnp.int32(3)))
+    assert_same(single, gradient_of(4)(params, make_batch(8, share=UNEQUAL), jnp.int32(3)))
 
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -1e30])
@@ -120,7 +119,7 @@ def test_values_under_the_depth_mask_change_nothing(junk, gradient_of, params, m
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
-def test_a_batch_without_depth(model, gradient_of, params, make_batch):
+def test_a_batch_without_depth(gradient_of, params, make_batch):
     """No depth loss, no gradient for what only depth uses; the image learns as ever."""
     value, gradient, statistics = gradient_of(1)(params, make_batch(8, share=0.0), jnp.int32(3))
     assert float(statistics["sum"]["depth"].sum()) == 0.0 == float(statistics["count"]["depth"].sum())
@@ -132,29 +131,147 @@ def test_a_batch_without_depth(model, gradient_of, params, make_batch):
         assert all((np.abs(leaf).max() == 0) == silent for leaf in jax.tree.leaves(part)), name
 
 
-def test_loss_is_the_velocity_error_of_what_the_network_was_shown(model, config, params, make_batch):
-    """From the recorded x_t alone: u = (x_t - x_0) / t against the implied (x_t - y) / t, wherever t is above 0.05."""
-    batch = make_batch(8, seed=5, share=UNEQUAL)
-    shown = []
-
-    @dataclasses.dataclass(frozen=True)
-    class Recorder(JointModel):
-        def predict(self, params, x, t, ids_BL):
-            y = super().predict(params, x, t, ids_BL)
-            shown.append(jax.lax.stop_gradient((x, t, y)))
-            return y
-
-    recorder = Recorder(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
-    compute = jax.jit(
-        lambda params: (train_step.loss_and_gradient(recorder, OBJECTIVE, SEED, 1, params, batch, jnp.int32(0)))[0]
-    )
-    with jax.disable_jit():
-        pass
-    value, (x, t, y) = compute(params), shown[0]
+def loss_by_hand(model, batch, x, t, y):
+    """Float64, from the noised tokens: u = (x_t - x_0) / t against y, or against (x_t - y) / t, t floored at 0.05."""
     total = 0.0
     for name, modality in model.modalities.items():
         clean = np.asarray(modality.codec.encode(batch), np.float64)
         supervised = np.asarray(modality.codec.valid(batch)) & (t[name] > 0)[:, None, None]
-        error = ((x[name] - y[name]) - (x[name] - clean)) / np.maximum(t[name], 0.05)[:, None, None]
-        total += config["modalities"][name].get("weight", 1.0) * np.sum(error[supervised] ** 2) / supervised.sum()
+        level = np.maximum(t[name], 1e-9)[:, None, None].astype(np.float64)
+        if modality.prediction == "v":
+            error = (x[name] - clean) / level - y[name]
+        else:
+            error = (clean - y[name]) / np.maximum(level, 0.05)
+        total += modality.weight * np.sum(error[supervised] ** 2) / max(supervised.sum(), 1)
+    return total
+
+
+def test_loss_by_hand(model, echo, gradient_of, params, make_batch):
+    """The network's output recomputed for what it was shown, the rest in NumPy."""
+    batch = make_batch(8, seed=5, share=UNEQUAL)
+    _, (x, t, ids_BL) = run_echo(echo, batch, step=3)
+    y = jax.jit(model.predict)(params, x, t, ids_BL)
+    value = gradient_of(1)(params, batch, jnp.int32(3))[0]
+    y = {name: np.asarray(output, np.float64) for name, output in y.items()}
+    assert float(value) == pytest.approx(loss_by_hand(model, batch, x, t, y), rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["x", "v"])
+def test_loss_and_gradient_by_hand(prediction, tiny_config, make_batch):
+    """A network y = w x_t, for each kind of prediction: the loss is a parabola in w."""
+    for section in tiny_config["modalities"].values():
+        section["prediction"] = prediction
+    tiny_config["modalities"]["image"]["weight"] = 3.0
+    echo = echo_of(build_model(resolve(tiny_config)))
+    batch = make_batch(16, seed=6, share=0.3)
+    (value, gradient, _), (x, t, _) = run_echo(echo, batch, step=1)
+
+    def loss(**weight):
+        return loss_by_hand(echo, batch, x, t, {name: weight.get(name, 0.3) * x[name].astype(np.float64) for name in x})
+
+    assert float(value) == pytest.approx(loss(), rel=1e-4)
+    for name in x:
+        slope = (loss(**{name: 1.3}) - loss(**{name: -0.7})) / 2
+        assert float(gradient[name]) == pytest.approx(slope, rel=1e-3)
+
+
+def test_what_the_network_is_shown(echo, make_batch):
+    """(1 - t) x_0 + t eps with standard normal noise of its own in every entry; the noise alone where depth is missing."""
+    batch = make_batch(64, seed=8, share=0.5)
+    _, (x, t, _) = run_echo(echo, batch)
+    eps = {}
+    for name, modality in echo.modalities.items():
+        level = t[name][:, None, None]
+        valid = np.asarray(modality.codec.valid(batch))
+        implied = (x[name] - (1 - level) * np.asarray(modality.codec.encode(batch))) / np.maximum(level, 1e-3)
+        eps[name] = np.where(valid, implied, x[name])
+        for part in (eps[name][~valid], eps[name][valid & (level > 0.3)]):
+            assert part.size == 0 or abs(part.mean()) < 5 / np.sqrt(part.size)
+            assert part.size == 0 or abs(part.std() - 1) < 5 / np.sqrt(2 * part.size)
+        assert np.all(np.abs(x[name] - np.asarray(modality.codec.encode(batch)))[valid & (level == 0)] == 0)
+    free = (t["image"] > 0.3) & (t["depth"] > 0.3)
+    image, depth = (eps[name][free][:, :, :64].ravel() for name in ("image", "depth"))
+    assert abs(np.corrcoef(image, depth)[0, 1]) < 5 / np.sqrt(image.size)
+    assert abs(np.corrcoef(depth.reshape(-1, 256)[:-1].ravel(), depth.reshape(-1, 256)[1:].ravel())[0, 1]) < 0.05
+
+
+def test_draws_depend_on_step_and_position_only(echo, make_batch):
+    whole = make_batch(8, seed=9)
+    half = {name: value[:4] for name, value in whole.items()}
+    shown = [run_echo(echo, batch, step)[1] for batch, step in ((whole, 5), (half, 5), (whole, 6))]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:4], b), shown[0], shown[1])
+    levels = [np.concatenate([shown[i][1]["image"], shown[i][1]["depth"]]) for i in (0, 2)]
+    assert np.mean(levels[0] != levels[1]) > 0.5
+    assert len(np.unique(levels[0][levels[0] > 0])) == np.sum(levels[0] > 0)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_caption_dropout(rate, echo, make_batch):
+    size = 1500
+    batch = make_batch(size)
+    objective = train_step.ObjectiveConfig(caption_dropout=rate)
+    _, (_, t, ids_BL) = run_echo(echo, batch, objective=objective)
+    dropped = ~ids_BL.any(axis=1)
+    np.testing.assert_array_equal(ids_BL[~dropped], batch["text_ids"][~dropped])
+    assert abs(dropped.mean() - rate) <= 4 * np.sqrt(rate * (1 - rate) / size)
+    if rate == 0.1:
+        assert abs((t["image"][dropped] == 0).mean() - 0.2) < 4 * np.sqrt(0.2 * 0.8 / dropped.sum())
+
+
+def test_statistics_by_mode_and_noise_level(echo, make_batch):
+    """Cells recomputed example by example; together they are the loss."""
+    batch = make_batch(64, seed=3, share=np.linspace(0, 1, 64))
+    (value, _, statistics), (x, t, _) = run_echo(echo, batch)
+    assert list(echo.modes) == ["d2i", "i2d", "joint"]
+    total = 0.0
+    for name, modality in echo.modalities.items():
+        clean = np.asarray(modality.codec.encode(batch), np.float64)
+        valid = np.asarray(modality.codec.valid(batch))
+        sums, counts = np.zeros((3, 5)), np.zeros((3, 5))
+        for b in range(64):
+            mode = 0 if t["depth"][b] == 0 else 1 if t["image"][b] == 0 else 2
+            level = float(t[name][b])
+            if level > 0:
+                error = (0.3 * x[name][b] - clean[b]) / max(level, 0.05)
+                sums[mode, min(int(level * 5), 4)] += np.sum(error[valid[b]] ** 2)
+                counts[mode, min(int(level * 5), 4)] += valid[b].sum()
+        np.testing.assert_allclose(statistics["sum"][name], sums, rtol=1e-4)
+        np.testing.assert_array_equal(statistics["count"][name], counts)
+        total += modality.weight * statistics["sum"][name].sum() / statistics["count"][name].sum()
     assert float(value) == pytest.approx(total, rel=1e-5)
+
+
+def test_one_modality_alone_is_text_to_image_training(tiny_config, make_batch):
+    del tiny_config["modalities"]["depth"]
+    tiny_config["modes"] = dict(t2i=dict(probability=1.0))
+    echo = echo_of(build_model(resolve(tiny_config)))
+    batch = make_batch(8)
+    del batch["depth"], batch["depth_valid"]
+    (value, _, statistics), (x, t, _) = run_echo(echo, batch)
+    assert set(x) == {"image"} and np.all(t["image"] > 0)
+    y = {"image": 0.3 * x["image"].astype(np.float64)}
+    assert float(value) == pytest.approx(loss_by_hand(echo, batch, x, t, y), rel=1e-5)
+    assert statistics["count"]["image"].shape == (1, train_step.NOISE_BINS)
+
+
+def test_one_step_moves_parameters_average_and_counter(echo, make_batch):
+    """Plain gradient descent in the optimizer's place, so that the new parameters are known in closed form."""
+    weights = {"image": jnp.float32(0.3), "depth": jnp.float32(-0.2)}
+    optimizer = optax.sgd(0.01)
+    state = TrainState(jnp.int32(4), weights, {"image": jnp.float32(1.0), "depth": jnp.float32(2.0)}, optimizer.init(weights))
+    step = train_step.make_train_step(echo, OBJECTIVE, optimizer, SEED, accumulate=1, ema_decay=0.9)
+    batch = make_batch(8)
+    new, metrics = step(state, batch)
+    value, gradient, statistics = train_step.loss_and_gradient(echo, OBJECTIVE, SEED, 1, weights, batch, jnp.int32(4))
+    assert int(new.step) == 5
+    decay = (1 + 4) / (10 + 4)
+    for name in weights:
+        moved = float(weights[name]) - 0.01 * float(gradient[name])
+        assert float(new.params[name]) == pytest.approx(moved, rel=1e-5)
+        assert float(new.ema[name]) == pytest.approx(decay * float(state.ema[name]) + (1 - decay) * moved, rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-6)
+    norms = {"grad_norm": gradient, "param_norm": new.params}
+    for name, tree in norms.items():
+        expected = np.sqrt(sum(float(leaf) ** 2 for leaf in tree.values()))
+        assert float(metrics[name]) == pytest.approx(expected, rel=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, {kind: metrics[kind] for kind in statistics}, statistics)
