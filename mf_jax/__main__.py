@@ -26,17 +26,21 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--prompt", default="", help="what to show (default: the empty prompt)")
     sample.add_argument("--image", metavar="FILE", help="an image: its depth is made (i2d)")
     sample.add_argument("--depth", metavar="FILE", help=".npy or 16-bit PNG: an image for it is made (d2i)")
-    sample.add_argument(
-        "--partial", action="store_true", help="with --depth: follow it loosely (partial conditioning)"
-    )
+    sample.add_argument("--partial", action="store_true", help="with --depth: follow it loosely (partial conditioning)")
     sample.add_argument("--steps", type=int, help="Euler steps (default: sample.steps of the config)")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--batch", type=int, default=1, help="how many samples")
     sample.add_argument("--mu", type=float, help="shift of the noise-level grid (default: sample.mu)")
-    sample.add_argument("--guidance", type=float, help="classifier-free guidance scale (default: sample.guidance; i2d 1)")
-    sample.add_argument("--guide", choices=("all", "image"), help="streams that guidance acts on (default: sample.guide)")
+    sample.add_argument(
+        "--guidance", type=float, help="classifier-free guidance scale (default: sample.guidance; i2d 1)"
+    )
+    sample.add_argument(
+        "--guide", choices=("all", "image"), help="streams that guidance acts on (default: sample.guide)"
+    )
     sample.add_argument("--log2-alpha", type=float, help="warp of the depth's schedule in joint and partial sampling")
-    sample.add_argument("--refine-depth", action="store_true", help="joint: estimate the depth anew from the made image")
+    sample.add_argument(
+        "--refine-depth", action="store_true", help="joint: estimate the depth anew from the made image"
+    )
     sample.add_argument("--fov-deg", type=float, default=65.0, help="horizontal field of view of the point cloud")
     sample.add_argument("--edge-rtol", type=float, default=0.04, help="relative depth step at which points are dropped")
     sample.add_argument("--output-dir", default="outputs", metavar="DIR")

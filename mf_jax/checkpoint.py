@@ -17,7 +17,9 @@ import orbax.checkpoint as ocp
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """every: steps between checkpoints. keep: how many of the latest. keep_every: also keep multiples of this (0: none)."""
+    """Attributes:
+    every: steps between checkpoints. keep: how many of the latest stay. keep_every: so do its multiples (0: none).
+    """
 
     every: int = 1000
     keep: int = 2

@@ -32,7 +32,7 @@ class DataConfig:
     """Attributes:
     source: where records come from: kind "procedural" or "folder", with its own keys.
     resolution: (H, W) that the model sees.
-    sparsify: what is taken away from the depth in training: kind "none", "random", "lidar" or "holes", with its own keys.
+    sparsify: what depth loses in training: kind "none", "random", "lidar" or "holes", with its own keys.
     flip: mirror examples at random in training.
     workers: processes that make examples; 0 makes them in the training process.
     """

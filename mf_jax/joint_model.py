@@ -144,9 +144,7 @@ def build_model(config: Mapping[str, Any]) -> JointModel:
         text=text,
         text_encoder=ByteTextEncoder(text.max_bytes, text.group, text.width, model.compute_dtype),
         backbone=FlatDiT(
-            streams=tuple(
-                Stream(m.name, m.codec.channels, m.position, m.decoder_blocks) for m in modalities.values()
-            ),
+            streams=tuple(Stream(m.name, m.codec.channels, m.position, m.decoder_blocks) for m in modalities.values()),
             width=model.width,
             layers=model.layers,
             heads=model.heads,

@@ -1,8 +1,8 @@
 """Training metrics: gathered on the host one step late, averaged over a log interval, written to files.
 
 Losses are averaged as they are trained: sums of squared errors divided by counts of supervised entries, over the
-interval. Two files in the run's directory, neither of which needs TensorFlow: TensorBoard events, and metrics.jsonl with
-one line per log entry in full precision.
+interval. Two files in the run's directory, neither of which needs TensorFlow: TensorBoard events, and metrics.jsonl
+with one line per log entry in full precision.
 
 Legend: R modes, S noise bins.
 """

@@ -124,7 +124,9 @@ class Pipeline:
         seeds = np.atleast_1d(np.asarray(seed))
         sizes = {len(prompts), *(len(v) for v in inputs.values()), len(seeds), batch or 1} - {1}
         if len(sizes) > 1:
-            raise ValueError(f"prompt, image, depth, seed and batch give different numbers of examples: {sorted(sizes)}")
+            raise ValueError(
+                f"prompt, image, depth, seed and batch give different numbers of examples: {sorted(sizes)}"
+            )
         count = sizes.pop() if sizes else 1
         if seeds.size == 1:
             keys = [jax.random.fold_in(jax.random.key(int(seeds[0])), i) for i in range(count)]
@@ -227,5 +229,3 @@ def load(directory: str | pathlib.Path, step: int | None = None, weights: str = 
     state, _ = checkpoints.restore(train_state.abstract(model, resolved), step)
     checkpoints.close()
     return Pipeline(resolved, model, getattr(state, weights), int(state.step))
-
-

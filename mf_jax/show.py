@@ -60,5 +60,7 @@ def _print_counts(model: JointModel, params: Any, batch: int) -> None:
     tokens["text"] = model.text.max_bytes // model.text.group
     per_token = ", ".join(f"{name} {n}" for name, n in tokens.items())
     print(f"parameters: {count(params):,} (" + ", ".join(f"{k} {count(v):,}" for k, v in params.items()) + ")")
-    print(f"tokens per example: {sum(tokens.values())} ({per_token}); per step of {batch}: {sum(tokens.values()) * batch:,}")
-    print(f"model FLOPs per step: {flops.step_flops(model, batch):.4g} (forward of one example: {flops.forward_flops(model):.4g})")
+    total = sum(tokens.values())
+    print(f"tokens per example: {total} ({per_token}); per step of {batch}: {total * batch:,}")
+    step, example = flops.step_flops(model, batch), flops.forward_flops(model)
+    print(f"model FLOPs per step: {step:.4g} (forward of one example: {example:.4g})")

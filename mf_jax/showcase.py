@@ -65,10 +65,8 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
     write_bytes(directory / "samples.png", png_bytes(_sheet([(image, depth) for _, image, depth in columns])))
     write_bytes(directory / "samples.json", (json.dumps(agreement, indent=2) + "\n").encode())
     print(f"columns of {directory / 'samples.png'}: " + ", ".join(name for name, _, _ in columns))
-    print(
-        f"joint samples: AbsRel of their depth to the depth of their image {agreement['joint_depth_against_its_image']:.3f}"
-        f" (dealt to the wrong images: {agreement['dealt_to_the_wrong_images']:.3f})"
-    )
+    own, wrong = agreement["joint_depth_against_its_image"], agreement["dealt_to_the_wrong_images"]
+    print(f"joint samples: AbsRel of their depth to that of their image {own:.3f} (dealt to wrong images: {wrong:.3f})")
     for name in ("samples", "samples.png", "samples.json"):
         print(directory / name)
 

@@ -79,7 +79,9 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
             print(f"{workdir} is at step {start} of {steps}: nothing to train")
             return start
         loader.start()
-        print(f"training {workdir} from step {start} to {steps} on {jax.device_count()} x {jax.devices()[0].device_kind}")
+        print(
+            f"training {workdir} from step {start} to {steps} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+        )
 
         step_fn = jax.jit(
             make_train_step(
@@ -166,7 +168,9 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"workdir {workdir} is in use by another run; wait for it or give another --workdir") from None
+            raise ValueError(
+                f"workdir {workdir} is in use by another run; wait for it or give another --workdir"
+            ) from None
         yield
 
 

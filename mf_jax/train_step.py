@@ -78,12 +78,18 @@ def _errors(
 
 
 def _split(tree: Any, parts: int) -> Any:
-    """(B, ...) -> (parts, B / parts, ...), every part spread over all devices: part i holds examples i, i + parts, ..."""
+    """(B, ...) -> (parts, B / parts, ...), each part spread over all devices: part i is examples i, i + parts, ..."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
 def loss_and_gradient(
-    model: JointModel, objective: ObjectiveConfig, seed: int, accumulate: int, params: Any, batch: Batch, step: jax.Array
+    model: JointModel,
+    objective: ObjectiveConfig,
+    seed: int,
+    accumulate: int,
+    params: Any,
+    batch: Batch,
+    step: jax.Array,
 ) -> tuple[jax.Array, Any, dict[str, Any]]:
     """Loss, gradient and statistics of one batch.
 

@@ -44,7 +44,7 @@ def test_no_warmup(schedule):
 
 
 def test_unknown_schedule():
-    with pytest.raises(ValueError, match="optimizer.schedule is 'linear'"):
+    with pytest.raises(ValueError, match=r"optimizer\.schedule is 'linear'"):
         learning_rate(OptimizerConfig(schedule="linear"), 100)
 
 

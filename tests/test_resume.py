@@ -1,4 +1,4 @@
-"""Stopping and going on, through the command line: killed, terminated or never stopped, the run ends bitwise the same."""
+"""Stopping and going on, by the command line: killed, terminated or never stopped, a run ends bitwise the same."""
 
 import json
 import os

@@ -64,9 +64,7 @@ def _round_interval(radius, origin_KN, direction_KN):
     return -b_N - root_N, root_N - b_N
 
 
-def solid_interval(
-    solid: Solid, origin_3N: np.ndarray, direction_3N: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def solid_interval(solid: Solid, origin_3N: np.ndarray, direction_3N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ray parameters (N,) where rays enter and leave the solid; enter >= exit where a ray misses it.
 
     Args:
@@ -97,14 +95,10 @@ def _trace_room(room: Room, origin_3: np.ndarray, direction_3N: np.ndarray) -> t
     return exit_3N.min(0), label_N
 
 
-def _trace_ground(
-    place: Outdoors, origin_3: np.ndarray, direction_3N: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _trace_ground(place: Outdoors, origin_3: np.ndarray, direction_3N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     down_N = -direction_3N[2]
     beyond = np.float32(100 * place.far)
-    depth_N = np.where(
-        down_N > 0, np.minimum(origin_3[2] / np.maximum(down_N, _TINY), beyond), np.float32(np.inf)
-    )
+    depth_N = np.where(down_N > 0, np.minimum(origin_3[2] / np.maximum(down_N, _TINY), beyond), np.float32(np.inf))
     label_N = np.where(down_N > 0, np.where(depth_N > place.far, FAR_GROUND, FLOOR), SKY)
     return depth_N, label_N
 

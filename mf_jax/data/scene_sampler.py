@@ -187,14 +187,10 @@ def _room_scene(rng, noise_seed: int) -> Scene:
     def fits(x, y, radius, top):
         return radius < x < size[0] - radius and radius < y < size[1] - radius and top < 0.95 * size[2]
 
-    solids = _furnish(
-        rng, camera, int(rng.integers(1, 7)), (0.3, 1.8), ("box", "box", "sphere", "cylinder"), fits
-    )
+    solids = _furnish(rng, camera, int(rng.integers(1, 7)), (0.3, 1.8), ("box", "box", "sphere", "cylinder"), fits)
     wall_color = _pick(rng, _WALL_COLORS)
     walls = _colored(rng, wall_color, ("plain", "plain", "stripes", "bricks", "tiles", "noise"), (0.2, 0.7))
-    walls = dataclasses.replace(
-        walls, name=f"{wall_color} walls", accent=_mix(walls.accent, walls.color, 0.5)
-    )
+    walls = dataclasses.replace(walls, name=f"{wall_color} walls", accent=_mix(walls.accent, walls.color, 0.5))
     ceiling = Texture("plain", _vary(rng, (0.88, 0.88, 0.86)), (0.6, 0.6, 0.6), 1.0, "ceiling")
     floor = _surface(rng, _pick(rng, _FLOORS), 1.0)
     place = Room(size, floor, walls, ceiling, _pictures(rng, size))

@@ -56,9 +56,7 @@ def _footprints(hits: _Hits, pick_N: np.ndarray, surface: Surface) -> tuple[np.n
     return length(surface.u_axis_3N), length(surface.v_axis_3N)
 
 
-def _paint(
-    texture: Texture, table: np.ndarray, hits: _Hits, pick_N: np.ndarray, surface: Surface
-) -> np.ndarray:
+def _paint(texture: Texture, table: np.ndarray, hits: _Hits, pick_N: np.ndarray, surface: Surface) -> np.ndarray:
     """Unlit colours (3, N) of the picked pixels."""
     color_31, accent_31 = _column(texture.color), _column(texture.accent)
     if texture.kind == "plain":

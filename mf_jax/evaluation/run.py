@@ -68,8 +68,8 @@ def score_source(
 ) -> tuple[list[tuple[str, Any]], list[dict[str, Any]], int]:
     """Scores per record (None where it has no valid depth), rows for the contact sheet, and unreadable files met.
 
-    Member e of record i is sampled with noise of its own, fixed by (settings.seed, i, e): neither the batch size nor the
-    number of images changes a record's score.
+    Member e of record i is sampled with noise of its own, fixed by (settings.seed, i, e): neither the batch size nor
+    the number of images changes a record's score.
     """
     records = build_source(data, settings.split)
     count = min(settings.images or len(records), len(records))

@@ -3,8 +3,8 @@
 One sequence [text, modality 1, modality 2, ...] through one trunk; every token is modulated by the noise level of its
 own modality, text by that of the first modality. Block: attention and gated MLP in parallel between a pre- and a
 post-RMSNorm, grouped-query attention, rotary positions on the axes (modality, row, column, text index). The modulation
-is shared by all blocks, plus a bias per block. A modality may end in blocks over its own tokens alone (the paper's depth
-decoder). Heads, activation and the way that noise levels enter are not in the paper; they are FLUX.2's here.
+is shared by all blocks, plus a bias per block. A modality may end in blocks over its own tokens alone (the paper's
+depth decoder). Heads, activation and the way that noise levels enter are not in the paper; they are FLUX.2's here.
 
 Legend: B batch, M text tokens, D text channels, N tokens of one modality, C its channels, T all tokens, W width.
 """
@@ -143,7 +143,8 @@ class FlatDiT(nn.Module):
         """Raw outputs (velocity or clean tokens, as each modality is trained), float32 (B, N, C) by modality.
 
         Args:
-          x: noised tokens (B, N, C) of the modalities present. t: their noise levels (B,). grids: their (rows, columns).
+          x: noised tokens (B, N, C) of the modalities present. t: their noise levels (B,).
+          grids: their (rows, columns).
           text_BMD: text features.
 
         Raises:
@@ -187,5 +188,3 @@ class FlatDiT(nn.Module):
             head = Dense(s.channels, ("embed", "channels"), jnp.float32, nn.initializers.zeros, name=f"{s.name}_out")
             outputs[s.name] = head(own)
         return outputs
-
-

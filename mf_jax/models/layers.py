@@ -78,9 +78,7 @@ def rotary_table(positions_NA: np.ndarray, axes: Sequence[int], theta: float) ->
     The head is cut into consecutive segments of `axes` channels; pair j of the segment of axis a turns by
     position_a * theta^(-2 j / axes_a).
     """
-    angles = [
-        positions_NA[:, a, None] * theta ** (-2.0 * np.arange(size // 2) / size) for a, size in enumerate(axes)
-    ]
+    angles = [positions_NA[:, a, None] * theta ** (-2.0 * np.arange(size // 2) / size) for a, size in enumerate(axes)]
     angle_NF = np.concatenate(angles, axis=1)
     return np.cos(angle_NF).astype(np.float32), np.sin(angle_NF).astype(np.float32)
 

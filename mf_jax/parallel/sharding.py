@@ -1,7 +1,7 @@
 """The mesh and the one table that says how logical axes lie on it.
 
-Every parameter and activation names its axes (`embed`, `mlp`, `batch`, ...); `RULES` maps a name to mesh axes. Optimizer
-state and EMA follow the parameters.
+Every parameter and activation names its axes (`embed`, `mlp`, `batch`, ...); `RULES` maps a name to mesh axes.
+Optimizer state and EMA follow the parameters.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
     sizes = [config.data, config.fsdp]
     count = jax.device_count()
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise ValueError(f"mesh sizes {dict(zip(AXES, sizes, strict=True))}: at most one may be -1, the others positive")
+        raise ValueError(
+            f"mesh sizes {dict(zip(AXES, sizes, strict=True))}: at most one may be -1, the others positive"
+        )
     known = int(np.prod([s for s in sizes if s > 0]))
     sizes = [count // known if s == -1 else s for s in sizes]
     if int(np.prod(sizes)) != count:

@@ -47,9 +47,7 @@ def test_both_predictions_agree_above_the_floor(case):
     x0, eps, y, valid = case
     t = T_B[:, None, None]
     velocity = ((1 - t) * x0 + t * eps - y) / t
-    np.testing.assert_allclose(
-        error(y, x0, eps, T_B, valid, "x"), error(velocity, x0, eps, T_B, valid, "v"), rtol=1e-4
-    )
+    np.testing.assert_allclose(error(y, x0, eps, T_B, valid, "x"), error(velocity, x0, eps, T_B, valid, "v"), rtol=1e-4)
 
 
 def test_floor(case):

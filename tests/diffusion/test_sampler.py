@@ -6,6 +6,8 @@ x_t = D x_0 + T eps with D = diag(1 - t), T = diag(t) is mean + S D (D S D + T^2
 Legend: B batch, N tokens, C channels per token, K modalities.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,7 +89,7 @@ def test_first_order_convergence_to_the_exact_flow(prediction, mu):
         result = jax.jit(lambda n, k=steps: sample(predict, n, k, prediction, mu=mu))(noise)["depth"]
         errors.append(float(np.sqrt(np.mean((result - exact) ** 2))))
     assert errors[-1] < 0.01
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2.0, abs=0.15), errors
 
 
@@ -146,7 +148,7 @@ def test_floor_under_t_between_the_steps():
     noise = normal(6, ("depth",), (1, 3, 1))
     t = schedules(("depth",), 200, {})["depth"].astype(np.float64)
     state = noise["depth"].astype(np.float64)
-    for now, after in zip(t[:-1], t[1:], strict=True):
+    for now, after in itertools.pairwise(t):
         y = 0.5 + now * np.sin(3 * state)
         state = y if after == 0 else state + (after - now) * (state - y) / max(now, 0.05)
 

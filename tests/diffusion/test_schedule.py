@@ -60,7 +60,7 @@ def test_a_third_modality_needs_nothing_new():
 
 @pytest.mark.parametrize("arguments", [dict(pinned={"dpeth": 0.0}), dict(pinned={}, log2_alpha={"dpeth": 1.0})])
 def test_unknown_modality(arguments):
-    with pytest.raises(ValueError, match="unknown modality 'dpeth'.*image, depth"):
+    with pytest.raises(ValueError, match=r"unknown modality 'dpeth'.*image, depth"):
         schedules(PAIR, 4, **arguments)
 
 

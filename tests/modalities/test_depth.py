@@ -146,5 +146,5 @@ def test_decoding_stays_away_from_the_pole():
 
 
 def test_indivisible_resolution():
-    with pytest.raises(ValueError, match="resolution 60x64 is not divisible by the depth patch size 8.*64x64"):
+    with pytest.raises(ValueError, match=r"resolution 60x64 is not divisible by the depth patch size 8.*64x64"):
         Codec(8).grid((60, 64))

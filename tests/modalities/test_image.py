@@ -45,5 +45,5 @@ def test_every_entry_is_measured():
 
 
 def test_indivisible_resolution():
-    with pytest.raises(ValueError, match="resolution 30x31 is not divisible by the image patch size 8.*32x32"):
+    with pytest.raises(ValueError, match=r"resolution 30x31 is not divisible by the image patch size 8.*32x32"):
         Codec(8).grid((30, 31))

@@ -17,7 +17,7 @@ from mf_jax.models.flat_dit import FlatDiT, Stream
 from mf_jax.models.layers import attention
 
 STREAMS = (Stream("image", 6, position=0, decoder_blocks=0), Stream("depth", 4, position=1, decoder_blocks=2))
-MODEL = FlatDiT(STREAMS, width=32, layers=2, heads=4, kv_heads=2, mlp_ratio=1.5)
+MODEL = FlatDiT(STREAMS, width=64, layers=2, heads=4, kv_heads=2, mlp_ratio=1.5)
 GRIDS = {"image": (2, 3), "depth": (3, 2)}  # not square, and of another shape each
 M, D = 5, 7
 
@@ -84,18 +84,16 @@ def reference_of_one(params, x, t, text_MD):
                 cross = embed_level(t[other], params[f"time_{other}_to_{name}"])
                 vectors[name] = vectors[name] + params[f"gate_{other}_to_{name}"] * cross
     tokens = [text_MD @ params["text_in"]["kernel"]]
-    places = [[(0, 0, 0, i) for i in range(len(text_MD))]]
+    places = [np.array([(0, 0, 0, i) for i in range(len(text_MD))], float)]
     modulation = [np.tile(silu(vectors[names[0]]) @ params[f"{names[0]}_modulation"]["kernel"], (len(text_MD), 1))]
     for name in names:
         rows, columns = GRIDS[name]
         position = next(stream.position for stream in STREAMS if stream.name == name)
-        places.append([(position, r, c, 0) for r in range(rows) for c in range(columns)])
+        places.append(np.array([(position, r, c, 0) for r in range(rows) for c in range(columns)], float))
         tokens.append(x[name] @ params[f"{name}_in"]["kernel"])
         own = silu(vectors[name]) @ params[f"{name}_modulation"]["kernel"]
         modulation.append(np.tile(own, (rows * columns, 1)))
-    trunk = stack(
-        np.concatenate(tokens), params["trunk"], np.concatenate(modulation), np.array(sum(places, []), float)
-    )
+    trunk = stack(np.concatenate(tokens), params["trunk"], np.concatenate(modulation), np.concatenate(places))
     outputs, start = {}, len(text_MD)
     for name, place in zip(names, places[1:], strict=True):
         own = trunk[start : start + len(place)]
@@ -103,7 +101,7 @@ def reference_of_one(params, x, t, text_MD):
         activated = silu(vectors[name])
         if f"{name}_decoder" in params:
             m = np.tile(activated @ params[f"{name}_decoder_modulation"]["kernel"], (len(place), 1))
-            own = stack(own, params[f"{name}_decoder"], m, np.array(place, float))
+            own = stack(own, params[f"{name}_decoder"], m, place)
         shift, scale = np.split(activated @ params[f"{name}_out_modulation"]["kernel"], 2)
         own = (1 + scale) * rms_norm(own, params[f"{name}_out_norm"]["scale"]) + shift
         outputs[name] = own @ params[f"{name}_out"]["kernel"]
@@ -170,7 +168,7 @@ def test_forward_pass(params, inputs, names):
 @pytest.mark.parametrize("names", [("image", "dpeth"), ()])
 def test_unknown_or_no_modality(params, inputs, names):
     x, t, text_BMD = inputs
-    with pytest.raises(ValueError, match="the model has the modalities .'image', 'depth'."):
+    with pytest.raises(ValueError, match=r"the model has the modalities \['image', 'depth'\]"):
         MODEL.apply(
             {"params": params}, dict.fromkeys(names, x["image"]), dict.fromkeys(names, t["image"]), GRIDS, text_BMD
         )
@@ -185,7 +183,7 @@ def test_outputs_are_zero_at_initialisation(boxed, inputs, run):
 def test_gates_are_all_that_carries_one_level_to_the_other_modality(params, inputs, run):
     """Attention is cut, so that only the conditioning can: closed gates, no dependence; open ones, a dependence."""
     x, t, text_BMD = inputs
-    cut = params | {"trunk": params["trunk"] | {"attention_out": {"kernel": np.zeros((2, 32, 32), np.float32)}}}
+    cut = params | {"trunk": params["trunk"] | {"attention_out": {"kernel": np.zeros((2, 64, 64), np.float32)}}}
     closed = cut | {name: np.zeros(1, np.float32) for name in cut if name.startswith("gate_")}
     for name, other in (("image", "depth"), ("depth", "image")):
         moved = t | {other: np.float32([0.5, 0.125, 0.75, 0.5])}

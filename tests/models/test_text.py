@@ -67,5 +67,5 @@ def test_the_empty_prompt_is_the_null_prompt(tiny_config):
 
 def test_sizes_must_be_multiples_of_the_group(tiny_config):
     tiny_config["text"] = dict(max_bytes=90, group=8, width=32)
-    with pytest.raises(ValueError, match="text.max_bytes is 90; it must be a multiple of text.group, 8"):
+    with pytest.raises(ValueError, match=r"text\.max_bytes is 90; it must be a multiple of text\.group, 8"):
         resolve(tiny_config)
