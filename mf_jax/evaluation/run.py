@@ -50,6 +50,7 @@ def evaluate(checkpoint: str, config: str | None, overrides: Sequence[str], outp
         "sampling": {"steps": settings.steps, "mu": pipeline.config["sample"]["mu"], "guidance": 1.0, "prompt": ""},
         "ensemble": settings.ensemble,
         "seed": settings.seed,
+        "lstsq_depth_range": settings.depth_range,
         "unreadable_files": unreadable,
     }
     results = write_report(directory, rows, pipeline.step, described)
@@ -86,7 +87,7 @@ def score_source(
             members.append(_predict(pipeline, image_BhwC, seeds, settings))
         for record, depth_Ehw in zip(batch, np.stack(members, axis=1), strict=True):
             depth_hw = ensemble(depth_Ehw)[0] if settings.ensemble > 1 else depth_Ehw[0]
-            scores = score(depth_hw, record["depth"], record["valid"])
+            scores = score(depth_hw, record["depth"], record["valid"], depth_range=settings.depth_range)
             rows.append((record["key"], scores))
             if scores is not None and len(sheet) < SHEET_ROWS:
                 fit = scores["moge_affine"]

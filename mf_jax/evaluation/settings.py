@@ -11,6 +11,7 @@ class EvaluateConfig:
     split: of the data source. images: how many of it, from the first; 0 for all.
     steps: Euler steps. ensemble: samples per image that are joined into one prediction. batch: images at a time.
     seed: of the sampling noise.
+    depth_range: metres to which the lstsq protocol clips (a choice per data set; Marigold: KITTI 1e-5 to 80, ...).
     """
 
     split: str = "test"
@@ -19,6 +20,7 @@ class EvaluateConfig:
     ensemble: int = 1
     batch: int = 32
     seed: int = 0
+    depth_range: tuple[float, float] = (1e-3, 80.0)
 
     def __post_init__(self) -> None:
         for name, least in (("images", 0), ("steps", 1), ("ensemble", 1), ("batch", 1)):

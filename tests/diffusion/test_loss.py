@@ -72,6 +72,19 @@ def test_values_under_the_mask_change_neither_loss_nor_gradient(case, prediction
 
 
 @pytest.mark.parametrize("prediction", ["x", "v"])
+def test_outputs_under_the_mask_or_of_a_pinned_modality_may_even_be_infinite(case, prediction):
+    x0, eps, y, valid = case
+    t_B = np.array([0.0, 0.3, 0.77, 1.0])
+    supervised = valid & (t_B > 0)[:, None, None]
+    value_and_grad = jax.value_and_grad(lambda y: jnp.sum(error(y, x0, eps, t_B, valid, prediction)))
+    clean = value_and_grad(jnp.float32(np.where(supervised, y, 0.0)))
+    for junk in (np.inf, np.nan):
+        dirty = value_and_grad(jnp.float32(np.where(supervised, y, junk)))
+        np.testing.assert_array_equal(clean[0], dirty[0])
+        np.testing.assert_array_equal(clean[1], dirty[1])
+
+
+@pytest.mark.parametrize("prediction", ["x", "v"])
 def test_a_pinned_modality_has_exactly_no_loss_and_no_gradient(case, prediction):
     x0, eps, y, valid = case
     t_B = np.array([0.0, 0.5, 0.0, 1e-6])
