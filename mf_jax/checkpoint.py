@@ -14,6 +14,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mf_jax.settings import check_at_least
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
@@ -24,6 +26,9 @@ class CheckpointConfig:
     every: int = 1000
     keep: int = 2
     keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least("checkpoint", self, every=1, keep=1, keep_every=0)
 
 
 class Checkpoints:

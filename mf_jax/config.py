@@ -23,7 +23,7 @@ from mf_jax.joint_model import ModelConfig, TextConfig
 from mf_jax.optimizer import OptimizerConfig
 from mf_jax.parallel.sharding import MeshConfig
 from mf_jax.pipeline import SampleConfig
-from mf_jax.settings import build, nearest
+from mf_jax.settings import build, check_at_least, nearest
 from mf_jax.train_step import ObjectiveConfig
 
 
@@ -58,9 +58,7 @@ class TrainConfig:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch", "accumulate", "log_every"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"train.{field} is {getattr(self, field)}; it must be at least 1")
+        check_at_least("train", self, steps=1, batch=1, accumulate=1, log_every=1)
         if self.batch % self.accumulate:
             raise ValueError(f"train.batch {self.batch} is not divisible by train.accumulate {self.accumulate}")
         if not 0.0 <= self.ema_decay < 1.0:

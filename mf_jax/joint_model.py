@@ -17,7 +17,7 @@ from mf_jax.diffusion.noise_levels import Mode
 from mf_jax.modality import Modality, build_modality
 from mf_jax.models.flat_dit import FlatDiT, Stream
 from mf_jax.models.text import ByteTextEncoder
-from mf_jax.settings import build
+from mf_jax.settings import build, check_at_least
 
 Params = Any
 Tokens = dict[str, jax.Array]
@@ -32,6 +32,7 @@ class TextConfig:
     width: int = 128
 
     def __post_init__(self) -> None:
+        check_at_least("text", self, max_bytes=1, group=1, width=1)
         for name, value in (("max_bytes", self.max_bytes), ("width", self.width)):
             if value % self.group:
                 raise ValueError(f"text.{name} is {value}; it must be a multiple of text.group, {self.group}")
@@ -50,6 +51,7 @@ class ModelConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
+        check_at_least("model", self, width=8, layers=1, heads=1, kv_heads=1, mlp_ratio=0.1)
         if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 8:
             raise ValueError(
                 f"model.width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: heads must divide the width, "
@@ -142,7 +144,7 @@ def build_model(config: Mapping[str, Any]) -> JointModel:
         modalities=modalities,
         modes=modes,
         text=text,
-        text_encoder=ByteTextEncoder(text.max_bytes, text.group, text.width, model.compute_dtype),
+        text_encoder=ByteTextEncoder(text.group, text.width, model.compute_dtype),
         backbone=FlatDiT(
             streams=tuple(Stream(m.name, m.codec.channels, m.position, m.decoder_blocks) for m in modalities.values()),
             width=model.width,

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import jax
 
 from mf_jax.diffusion import noise_levels, path
-from mf_jax.settings import build
+from mf_jax.settings import build, check_at_least
 
 Batch = dict[str, jax.Array]
 
@@ -61,6 +61,9 @@ class Modality:
     weight: float
     decoder_blocks: int
 
+    def __post_init__(self) -> None:
+        check_at_least(f"modalities.{self.name}", self, position=0, weight=0, decoder_blocks=0)
+
 
 def build_modality(name: str, section: Mapping[str, Any]) -> Modality:
     """A Modality from its section of the config.
@@ -88,10 +91,10 @@ def build_modality(name: str, section: Mapping[str, Any]) -> Modality:
         raise ValueError(f"modalities.{name}.kind is {kind!r}: {error}") from None
     return Modality(
         name=name,
-        position=int(section.pop("position")),
+        position=section.pop("position"),
         noise=build(noise_levels.DISTRIBUTIONS[noise_kind], noise, f"modalities.{name}.noise"),
         prediction=prediction,
-        weight=float(section.pop("weight", 1.0)),
-        decoder_blocks=int(section.pop("decoder_blocks", 0)),
+        weight=section.pop("weight", 1.0),
+        decoder_blocks=section.pop("decoder_blocks", 0),
         codec=build(module.Codec, section, f"modalities.{name}"),
     )

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import optax
 
+from mf_jax.settings import check_at_least
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """Attributes:
-    schedule: "constant" or "cosine" (to zero at the last step) after `warmup` steps.
+    schedule: after `warmup` steps, "constant" or "cosine" (it reaches zero after the last step).
     weight_decay: on matrices only; norms, biases, gates and embeddings are left alone.
     clip: largest global norm of the gradient.
     """
@@ -25,21 +27,23 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"optimizer.schedule is {self.schedule!r}; it must be 'constant' or 'cosine'")
+        check_at_least("optimizer", self, learning_rate=0, warmup=0, b1=0, b2=0, weight_decay=0, clip=0)
+
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate by step.
-
-    Raises:
-      ValueError: an unknown schedule.
-    """
-    warmup = min(config.warmup, steps)
+    """The learning rate of update 0, 1, ...: warm-up is lr (step + 1) / (warmup + 1), so that none is lost at zero."""
     if config.schedule == "constant":
         after = optax.constant_schedule(config.learning_rate)
-    elif config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1))
     else:
-        raise ValueError(f"optimizer.schedule is {config.schedule!r}; it must be 'constant' or 'cosine'")
-    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), after], [warmup])
+        after = optax.cosine_decay_schedule(config.learning_rate, max(steps - config.warmup, 1))
+
+    def rise(step: jax.Array) -> jax.Array:
+        return config.learning_rate * (step + 1) / (config.warmup + 1)
+
+    return optax.join_schedules([rise, after], [config.warmup])
 
 
 def _is_matrix(params: Any) -> Any:

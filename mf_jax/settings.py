@@ -20,6 +20,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(known))}"
 
 
+def check_at_least(where: str, settings: Any, **least: float) -> None:
+    """For `__post_init__`: the named fields must be numbers and not below their bounds.
+
+    Raises:
+      ValueError: naming the key, its value and the bound.
+    """
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= bound:
+            raise ValueError(f"{where}.{name} is {value!r}; it must be a number and at least {bound}")
+
+
 def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
     """`cls(**section)` for a dataclass, lists made tuples.
 

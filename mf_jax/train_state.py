@@ -16,6 +16,8 @@ from mf_jax.optimizer import OptimizerConfig, make_optimizer
 from mf_jax.parallel import sharding
 from mf_jax.settings import build
 
+INIT_STREAM = 0  # first fold of the seed for the initial parameters
+
 
 class TrainState(flax.struct.PyTreeNode):
     """Steps done, float32 parameters, their moving average, and the optimizer's moments."""
@@ -33,7 +35,7 @@ def optimizer_of(config: Mapping[str, Any]) -> optax.GradientTransformation:
 
 def _boxed(model: JointModel, config: Mapping[str, Any]) -> TrainState:
     """Step 0 with logical axis names on every leaf that has axes; the EMA starts as the parameters."""
-    params = model.init(jax.random.key(config["seed"]))
+    params = model.init(jax.random.fold_in(jax.random.key(config["seed"]), INIT_STREAM))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

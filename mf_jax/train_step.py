@@ -25,6 +25,7 @@ from mf_jax.modality import Batch
 from mf_jax.train_state import TrainState
 
 NOISE_BINS = 5
+STEPS_STREAM = 1  # first fold of the seed for the steps; initialisation has train_state.INIT_STREAM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +35,17 @@ class ObjectiveConfig:
     caption_dropout: float = 0.1
     t_floor: float = 0.05
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.caption_dropout <= 1.0 or not 0.0 < self.t_floor < 1.0:
+            raise ValueError(
+                f"objective.caption_dropout is {self.caption_dropout}, it must be in [0, 1]; "
+                f"objective.t_floor is {self.t_floor}, it must be above 0 and below 1"
+            )
+
 
 def _draw(model: JointModel, seed: int, step: jax.Array, batch_size: int) -> dict[str, Any]:
     """Everything random of a step that has no token axis; the noise itself is drawn from `key` where it is used."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEPS_STREAM), step)
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
     level_B, caption_B, noise_B = jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(key_B), 3, axis=1)
     distributions = {name: m.noise for name, m in model.modalities.items()}

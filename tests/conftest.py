@@ -1,4 +1,7 @@
-"""Eight simulated CPU devices for every test, and the config, model and parameters that tests share.
+"""The config, model and parameters that tests share, and XLA's settings for them.
+
+tests/eight_devices needs eight simulated devices, which make everything else slow: test_eight_devices.py runs that
+folder in a process of its own, with the flag that this file looks for.
 
 Legend: B batch, H W pixels, L text ids, N tokens, C channels per token.
 """
@@ -6,17 +9,27 @@ Legend: B batch, H W pixels, L text ids, N tokens, C channels per token.
 import os
 
 # Nearly all the time of these tests goes into compiling, which takes half as long unoptimised.
-for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
-    _given = os.environ.get("XLA_FLAGS", "")
-    if _flag.partition("=")[0] not in _given:
-        os.environ["XLA_FLAGS"] = f"{_given} {_flag}".strip()
+_FLAG = "--xla_backend_optimization_level=0"
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{_GIVEN} {_FLAG}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "device_count=8" not in _GIVEN:
+    collect_ignore = ["eight_devices"]
 
 import pathlib  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """What one test has compiled, the others of this run need not."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    jax.config.update("jax_compilation_cache_dir", str(folder / "jax_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="session")

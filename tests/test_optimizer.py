@@ -26,14 +26,14 @@ def boxed(tiny_config, randomised):
 @pytest.mark.parametrize("step", [0, 1, 7, 10, 11, 500])
 def test_warmup_then_constant(step):
     rate = learning_rate(OptimizerConfig(learning_rate=3e-4, warmup=10), 1000)
-    assert float(rate(step)) == pytest.approx(3e-4 * min(step / 10, 1.0), rel=1e-6)
+    assert float(rate(step)) == pytest.approx(3e-4 * min((step + 1) / 11, 1.0), rel=1e-6)
 
 
 @pytest.mark.parametrize("step", [0, 5, 20, 21, 60, 99, 100])
 def test_warmup_then_cosine(step):
     rate = learning_rate(OptimizerConfig(learning_rate=2e-3, warmup=20, schedule="cosine"), 100)
     done = (step - 20) / 80
-    expected = 2e-3 * (step / 20 if step < 20 else 0.5 * (1 + math.cos(math.pi * done)))
+    expected = 2e-3 * ((step + 1) / 21 if step < 20 else 0.5 * (1 + math.cos(math.pi * done)))
     assert float(rate(step)) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 

@@ -19,8 +19,8 @@ def test_not_finite_stops_with_step_and_quantity_and_keeps_the_last_checkpoint(m
     raw = make_tiny_config()
     assert train.train(resolved(raw, "train.steps=3"), tmp_path) == 3
     kept = mf_jax.load(tmp_path)
-    raw["modalities"]["depth"]["weight"] = float("nan")
-    with pytest.raises(NotFinite, match=r"loss is nan at step 1\b"):
+    raw["modalities"]["depth"]["weight"] = 3e38
+    with pytest.raises(NotFinite, match=r"loss is inf at step 1\b"):
         train.train(resolved(raw), tmp_path / "other")
     assert Checkpoints(tmp_path / "other" / "checkpoints").latest() is None
     assert mf_jax.load(tmp_path).step == kept.step == 3
@@ -28,7 +28,7 @@ def test_not_finite_stops_with_step_and_quantity_and_keeps_the_last_checkpoint(m
 
 def test_a_gradient_that_explodes_mid_run_leaves_the_checkpoint_before_it(make_tiny_config, tmp_path):
     raw = make_tiny_config()
-    raw["optimizer"] = {"learning_rate": 1e30, "warmup": 4, "clip": 1e30, "weight_decay": 0.0}
+    raw["optimizer"] = {"learning_rate": 1e14, "warmup": 4, "clip": 1e30, "weight_decay": 0.0}
     raw["checkpoint"] = {"every": 1}
     with pytest.raises(NotFinite, match=r"(loss|grad_norm|param_norm) is (nan|inf) at step [2-6]"):
         train.train(resolved(raw), tmp_path)
@@ -58,11 +58,6 @@ def test_steps_may_grow_with_a_constant_learning_rate_only(make_tiny_config, tmp
     assert train.train(resolved(raw, "train.steps=1"), tmp_path / "cosine") == 1
     with pytest.raises(ValueError, match=r"train\.steps: 1 in the checkpoint, 2 now"):
         train.train(resolved(raw, "train.steps=2"), tmp_path / "cosine")
-
-
-def test_a_batch_that_the_devices_do_not_divide(make_tiny_config, tmp_path):
-    with pytest.raises(ValueError, match=r"train\.batch 12 is not divisible by 1 \(train\.accumulate\) x 8 devices"):
-        train.train(resolved(make_tiny_config(), "train.batch=12"), tmp_path)
 
 
 @pytest.fixture

@@ -16,6 +16,11 @@ import jax.numpy as jnp
 from jax.scipy.special import logit, ndtr, ndtri
 
 
+def _check(mu: float, sigma: float) -> None:
+    if not abs(mu) <= 5.0 or not 0.05 <= sigma <= 5.0:
+        raise ValueError(f"noise mu {mu}, sigma {sigma}: mu must be within -5 to 5, sigma within 0.05 to 5")
+
+
 @dataclasses.dataclass(frozen=True)
 class LogitNormal:
     """t = sigmoid(mu + sigma n), n ~ N(0, 1): the image's noise level (section 3, timestep shift mu = 1.1).
@@ -25,6 +30,9 @@ class LogitNormal:
 
     mu: float = 1.1
     sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.mu, self.sigma)
 
     def quantile(self, u_B: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(self.mu + self.sigma * ndtri(u_B))
@@ -43,6 +51,9 @@ class PlateauLogitNormal:
 
     mu: float = 1.1
     sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.mu, self.sigma)
 
     @functools.cached_property
     def mode(self) -> float:
@@ -95,6 +106,10 @@ class Mode:
 
     probability: float
     clean: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.probability <= 1.0:
+            raise ValueError(f"the probability of a mode is {self.probability}; it must be in [0, 1]")
 
 
 def draw(

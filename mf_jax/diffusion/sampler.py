@@ -40,15 +40,15 @@ def euler(
       prediction: "x" or "v" by modality.
       conditions: {modality: (clean tokens x_BNC, valid_BNC)}; all others are targets.
       text, null_text: conditional and unconditional text input, both with leading axis B.
-      guidance: scale by modality, applied to the raw outputs: null + scale * (conditional - null). 1 everywhere costs
-        one forward pass per step, anything else two.
+      guidance: scale by modality, applied to the raw outputs: null + scale * (conditional - null). 1 for all
+        targets costs one forward pass per step, anything else two.
       t_floor: floor under t when a clean prediction is turned into a velocity.
 
     Returns:
       {modality: clean tokens x_BNC}; conditions come back as they were given.
     """
     batch = next(iter(noise.values())).shape[0]
-    guided = any(scale != 1.0 for scale in guidance.values())
+    guided = any(guidance.get(name, 1.0) != 1.0 for name in noise if name not in conditions)
 
     def outputs(x: Tokens, t: Tokens) -> Tokens:
         if not guided:

@@ -35,7 +35,7 @@ def schedules(
     """One schedule per modality, float32 (S + 1,).
 
     Args:
-      modalities: names; the first one leads.
+      modalities: names in the model's own order; the first one leads.
       pinned: modalities held at one noise level throughout; 0.0 makes a condition.
       mu, sigma: shift of each modality's grid, or one number for all.
       log2_alpha: modalities that follow the leader's schedule, warped, instead of walking their own

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from mf_jax.settings import check_at_least
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
@@ -23,6 +25,4 @@ class EvaluateConfig:
     depth_range: tuple[float, float] = (1e-3, 80.0)
 
     def __post_init__(self) -> None:
-        for name, least in (("images", 0), ("steps", 1), ("ensemble", 1), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"evaluate.{name} is {getattr(self, name)}; it must be at least {least}")
+        check_at_least("evaluate", self, images=0, steps=1, ensemble=1, batch=1, seed=0)

@@ -12,9 +12,11 @@ def grid_of(resolution: tuple[int, int], patch: int, name: str) -> tuple[int, in
     """(rows, columns) of patches.
 
     Raises:
-      ValueError: the resolution is not a multiple of the patch.
+      ValueError: the resolution is not a multiple of the patch, or the patch is not positive.
     """
     height, width = resolution
+    if patch < 1:
+        raise ValueError(f"the {name} patch size is {patch}; it must be at least 1")
     if height % patch or width % patch or height < patch or width < patch:
         raise ValueError(
             f"resolution {height}x{width} is not divisible by the {name} patch size {patch}; "

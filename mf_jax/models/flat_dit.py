@@ -1,7 +1,7 @@
 """The flat-token diffusion transformer of the from-scratch family (section 4 of the paper).
 
 One sequence [text, modality 1, modality 2, ...] through one trunk; every token is modulated by the noise level of its
-own modality, text by that of the first modality. Block: attention and gated MLP in parallel between a pre- and a
+own modality, text by that of the first one present. Block: attention and gated MLP in parallel between a pre- and a
 post-RMSNorm, grouped-query attention, rotary positions on the axes (modality, row, column, text index). The modulation
 is shared by all blocks, plus a bias per block. A modality may end in blocks over its own tokens alone (the paper's
 depth decoder). Heads, activation and the way that noise levels enter are not in the paper; they are FLUX.2's here.

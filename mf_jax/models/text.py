@@ -17,7 +17,6 @@ VOCABULARY = 257  # 256 bytes, and 0 for padding
 class ByteTextEncoder(nn.Module):
     """A tiny learned encoder: byte embeddings, `group` neighbours joined into one token. "" is all padding."""
 
-    max_bytes: int
     group: int
     width: int
     dtype: jnp.dtype = jnp.float32

@@ -6,7 +6,9 @@ Optimizer state and EMA follow the parameters.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -61,12 +63,12 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"mesh sizes {dict(zip(AXES, sizes, strict=True))}: at most one may be -1, the others positive"
         )
     known = int(np.prod([s for s in sizes if s > 0]))
-    sizes = [count // known if s == -1 else s for s in sizes]
-    if int(np.prod(sizes)) != count:
+    if count % known or (-1 not in sizes and known != count):
         raise ValueError(
-            f"mesh {dict(zip(AXES, sizes, strict=True))} needs {int(np.prod(sizes))} devices, there are {count}; "
-            "set mesh.data or mesh.fsdp to -1 for the rest"
+            f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit the devices, there are {count}: the sizes must "
+            "multiply to that number, -1 standing for the rest"
         )
+    sizes = [count // known if s == -1 else s for s in sizes]
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -110,16 +112,8 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-class scope:
+@contextlib.contextmanager
+def scope(mesh: Mesh) -> Iterator[None]:
     """Context in which models are traced: the mesh, and the rules for `with_logical_constraint`."""
-
-    def __init__(self, mesh: Mesh):
-        self._contexts = (jax.set_mesh(mesh), nn.logical_axis_rules(list(RULES)))
-
-    def __enter__(self) -> None:
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*error)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(list(RULES)):
+        yield

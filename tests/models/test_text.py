@@ -13,7 +13,7 @@ from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.joint_model import build_model
 from mf_jax.models.text import ByteTextEncoder
 
-ENCODER = ByteTextEncoder(max_bytes=16, group=4, width=8)
+ENCODER = ByteTextEncoder(group=4, width=8)
 tokenize = ByteTokenizer(16)
 
 

@@ -110,7 +110,7 @@ def test_mesh_sizes(sizes, shape):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((2, 2), "needs 4 devices, there are 8"),
+        ((2, 2), "does not fit the devices, there are 8"),
         ((-1, 3), "there are 8"),
         ((-1, 16), "there are 8"),
         ((-1, -1), "at most one may be -1"),
