@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m mf_jax train --config=configs/quickstart.py --workdir=$(RUN)
-	$(BIN)/python -m mf_jax.quickstart $(RUN)
+	$(BIN)/python -m mf_jax.showcase $(RUN)
+	$(BIN)/python -m mf_jax evaluate --checkpoint=$(RUN)
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -n 2 --dist=worksteal
