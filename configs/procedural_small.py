@@ -17,7 +17,15 @@ def get_config():
             workers=1,
         ),
         modalities=dict(
-            image=dict(kind="image", position=0, patch=8, prediction="x", noise=dict(kind="logit_normal", mu=1.1)),
+            image=dict(
+                kind="image",
+                position=0,
+                patch=8,
+                scale=0.25,
+                prediction="x",
+                weight=8.0,
+                noise=dict(kind="logit_normal", mu=1.1),
+            ),
             depth=dict(
                 kind="depth",
                 position=1,
@@ -32,10 +40,11 @@ def get_config():
             i2d=dict(probability=0.2, clean=("image",)),
             d2i=dict(probability=0.2, clean=("depth",)),
         ),
+        text=dict(max_bytes=96, group=16),
         model=dict(width=256, layers=6, heads=4, kv_heads=1),
         train=dict(steps=12_000, batch=16, ema_decay=0.999),
-        optimizer=dict(learning_rate=1e-3, warmup=100),
+        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup=200),
         checkpoint=dict(every=500),
         sample=dict(steps=50, guidance=2.0, log2_alpha=2.0),
-        evaluate=dict(steps=10),
+        evaluate=dict(steps=4, images=256, depth_range=(1e-3, 1000.0)),
     )

@@ -22,13 +22,20 @@ def get_config():
             workers=1,
         ),
         modalities=dict(
-            image=dict(kind="image", position=0, patch=16, prediction="x", noise=dict(kind="logit_normal", mu=1.1)),
+            image=dict(
+                kind="image",
+                position=0,
+                patch=16,
+                scale=0.25,
+                prediction="x",
+                weight=8.0,
+                noise=dict(kind="logit_normal", mu=1.1),
+            ),
             depth=dict(
                 kind="depth",
                 position=1,
                 patch=16,
                 prediction="x",
-                weight=2.0,
                 noise=dict(kind="plateau_logit_normal", mu=1.1),
                 decoder_blocks=2,
             ),

@@ -30,7 +30,15 @@ def get_config(root: str = "data/7scenes"):
             workers=2,
         ),
         modalities=dict(
-            image=dict(kind="image", position=0, patch=8, prediction="x", noise=dict(kind="logit_normal", mu=1.1)),
+            image=dict(
+                kind="image",
+                position=0,
+                patch=8,
+                scale=0.25,
+                prediction="x",
+                weight=8.0,
+                noise=dict(kind="logit_normal", mu=1.1),
+            ),
             depth=dict(
                 kind="depth",
                 position=1,
@@ -45,10 +53,11 @@ def get_config(root: str = "data/7scenes"):
             i2d=dict(probability=0.2, clean=("image",)),
             d2i=dict(probability=0.2, clean=("depth",)),
         ),
-        model=dict(width=256, layers=4, heads=4, kv_heads=1),
-        train=dict(steps=1500, batch=16, ema_decay=0.995),
-        optimizer=dict(learning_rate=1e-3, warmup=50),
+        text=dict(max_bytes=96, group=16),
+        model=dict(width=192, layers=4, heads=3, kv_heads=1),
+        train=dict(steps=2000, batch=16, ema_decay=0.99),
+        optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=100),
         checkpoint=dict(every=500),
-        sample=dict(steps=20, guidance=2.0, log2_alpha=2.0),
-        evaluate=dict(steps=10, batch=25),
+        sample=dict(steps=20, guidance=1.0, log2_alpha=2.0),
+        evaluate=dict(steps=4, batch=25, depth_range=(1e-3, 10.0)),
     )

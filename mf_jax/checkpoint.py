@@ -38,7 +38,7 @@ class Checkpoints:
         """Opens `directory` for writing with a config, for reading without one."""
         self.directory = pathlib.Path(directory).absolute()
         if config is None:
-            options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+            options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
         else:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep, keep_period=config.keep_every or None, enable_async_checkpointing=True

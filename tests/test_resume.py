@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-STEPS = 12
+STEPS = 200
 CONFIG = """
 def get_config():
     return dict(
@@ -31,7 +31,7 @@ def get_config():
         ),
         model=dict(width=32, layers=2, heads=2, kv_heads=1),
         train=dict(steps=STEPS, batch=8, log_every=1),
-        checkpoint=dict(every=3),
+        checkpoint=dict(every=20),
         optimizer=dict(learning_rate=1e-3, warmup=2),
     )
 """.replace("STEPS", str(STEPS))
@@ -67,9 +67,14 @@ def steps_logged(workdir):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_for_step(process, workdir, step):
+def checkpoint_steps(workdir):
+    folder = pathlib.Path(workdir) / "checkpoints"
+    return [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+
+
+def wait_for_checkpoint(process, workdir):
     deadline = time.monotonic() + 240
-    while not any(s >= step for s in steps_logged(workdir)):
+    while not checkpoint_steps(workdir):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -103,7 +108,7 @@ def test_a_stopped_run_goes_on_bitwise(straight, tmp_path, how):
     """Stopped mid-way, and resumed with another number of data workers."""
     workdir = tmp_path / "run"
     process = train(write_config(tmp_path, 0), workdir)
-    wait_for_step(process, workdir, 5)
+    wait_for_checkpoint(process, workdir)
     process.send_signal(how)
     output = process.communicate(timeout=120)[0]
     if how == signal.SIGTERM:
@@ -111,7 +116,7 @@ def test_a_stopped_run_goes_on_bitwise(straight, tmp_path, how):
         assert "stopped by SIGTERM" in output and "Traceback" not in output
     else:
         assert process.returncode == -signal.SIGKILL
-    reached = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    reached = max(checkpoint_steps(workdir))
     assert 0 < reached < STEPS
 
     output = finish(train(write_config(tmp_path, 1), workdir))
@@ -132,7 +137,7 @@ def test_a_workdir_in_use_is_refused(tmp_path):
     config, workdir = write_config(tmp_path, 0), tmp_path / "run"
     first = train(config, workdir)
     try:
-        wait_for_step(first, workdir, 1)
+        wait_for_checkpoint(first, workdir)
         second = train(config, workdir)
         output = second.communicate(timeout=120)[0]
         assert second.returncode == 2
