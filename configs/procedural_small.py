@@ -21,9 +21,9 @@ def get_config():
                 kind="image",
                 position=0,
                 patch=8,
-                scale=0.25,
+                scale=0.4,
                 prediction="x",
-                weight=8.0,
+                weight=3.0,
                 noise=dict(kind="logit_normal", mu=1.1),
             ),
             depth=dict(
@@ -46,5 +46,5 @@ def get_config():
         optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup=200),
         checkpoint=dict(every=500),
         sample=dict(steps=50, guidance=2.0, log2_alpha=2.0),
-        evaluate=dict(steps=4, images=256, depth_range=(1e-3, 1000.0)),
+        evaluate=dict(steps=1, ensemble=4, images=256, depth_range=(1e-3, 1000.0)),
     )

@@ -26,9 +26,9 @@ def get_config():
                 kind="image",
                 position=0,
                 patch=16,
-                scale=0.25,
+                scale=0.4,
                 prediction="x",
-                weight=8.0,
+                weight=3.0,
                 noise=dict(kind="logit_normal", mu=1.1),
             ),
             depth=dict(
@@ -51,5 +51,5 @@ def get_config():
         optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=100),
         checkpoint=dict(every=500),
         sample=dict(steps=20, guidance=2.0, log2_alpha=2.0),
-        evaluate=dict(steps=4, images=256, depth_range=(1e-3, 1000.0)),
+        evaluate=dict(steps=1, ensemble=4, images=256, depth_range=(1e-3, 1000.0)),
     )

@@ -34,9 +34,9 @@ def get_config(root: str = "data/7scenes"):
                 kind="image",
                 position=0,
                 patch=8,
-                scale=0.25,
+                scale=0.4,
                 prediction="x",
-                weight=8.0,
+                weight=3.0,
                 noise=dict(kind="logit_normal", mu=1.1),
             ),
             depth=dict(
@@ -59,5 +59,5 @@ def get_config(root: str = "data/7scenes"):
         optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=100),
         checkpoint=dict(every=500),
         sample=dict(steps=20, guidance=1.0, log2_alpha=2.0),
-        evaluate=dict(steps=4, batch=25, depth_range=(1e-3, 10.0)),
+        evaluate=dict(steps=1, ensemble=4, batch=25, depth_range=(1e-3, 10.0)),
     )
