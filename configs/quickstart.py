@@ -8,7 +8,11 @@ or, step by step,
     python -m mf_jax evaluate --checkpoint=runs/quickstart
     python -m mf_jax.showcase runs/quickstart
 
-Hardware: 2 CPU cores.
+Hardware and time: 2 CPU cores (AMD EPYC, AVX-512), 7 minutes of training at 105 images/s, 8 minutes in all.
+Result, 256 unseen scenes against dense depth, MoGe alignment: AbsRel 0.207, best constant per image 0.320 (0.65 of
+it), delta1 0.655 against 0.434. One Euler step is the model's conditional mean; more steps do not help one so small.
+Joint samples have the caption's colours and the depth of a room or a field, but are blurry and show their 16-pixel
+patches: AbsRel of their depth to the depth estimated from their image 0.116, dealt to wrong images 0.144.
 """
 
 

@@ -121,17 +121,19 @@ class Pipeline:
         if depth is not None:
             inputs |= self._depth_input(np.asarray(depth))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        seeds = np.atleast_1d(np.asarray(seed))
-        sizes = {len(prompts), *(len(v) for v in inputs.values()), len(seeds), batch or 1} - {1}
+        seeds = np.asarray(seed)
+        sizes = {len(prompts), *(len(v) for v in inputs.values()), seeds.size, batch or 1} - {1}
         if len(sizes) > 1:
             raise ValueError(
                 f"prompt, image, depth, seed and batch give different numbers of examples: {sorted(sizes)}"
             )
         count = sizes.pop() if sizes else 1
-        if seeds.size == 1:
-            keys = [jax.random.fold_in(jax.random.key(int(seeds[0])), i) for i in range(count)]
-        else:
+        if seeds.ndim == 0:
+            keys = [jax.random.fold_in(jax.random.key(int(seed)), i) for i in range(count)]
+        elif seeds.shape == (count,):
             keys = [jax.random.key(int(s)) for s in seeds]
+        else:
+            raise ValueError(f"seed has shape {seeds.shape}; it must be one number or one for each of {count} examples")
         ids = np.stack([self.tokenize(p) for p in prompts])
         ids_BL = np.broadcast_to(ids, (count, ids.shape[1]))
         inputs = {name: np.broadcast_to(v, (count, *v.shape[1:])) for name, v in inputs.items()}

@@ -92,7 +92,8 @@ def test_evaluate_writes_results_beside_the_baseline(workdir, capsys):
             assert np.isfinite(entry[name])
         assert re.search(rf"{protocol} +{100 * entry['abs_rel']:.2f}", shown)
     assert len((workdir / "per_image.csv").read_text().splitlines()) == 4
-    assert Image.open(workdir / "contact_sheet.png").size[0] > 600
+    with Image.open(workdir / "contact_sheet.png") as sheet:
+        assert sheet.size[0] > 600
 
 
 def test_evaluate_does_not_depend_on_its_batch_size_and_ensembles(workdir, tmp_path):

@@ -48,7 +48,7 @@ def test_resolving_is_idempotent(make_tiny_config):
         ("train.steps=many", r"train\.steps is int.*cannot be 'many'"),
         ("train.steps=1.5", r"train\.steps is int"),
         ("train=3", r"train is a section"),
-        ("train.steps=0", r"train\.steps is 0; it must be at least 1"),
+        ("train.steps=0", r"train\.steps is 0; it must be a number and at least 1"),
         ("train.accumulate=3", r"train\.batch 8 is not divisible by train\.accumulate 3"),
         ("train.ema_decay=1.0", r"ema_decay is 1\.0"),
     ],

@@ -66,7 +66,9 @@ def test_optimizer_and_average_lie_as_their_parameters(setting):
 
 def test_initial_parameters_do_not_depend_on_the_mesh(setting, parameters):
     model, config = setting
-    single = jax.jit(lambda key: nn.unbox(model.init(key)))(jax.random.key(config["seed"]))
+    single = jax.jit(lambda key: nn.unbox(model.init(key)))(
+        jax.random.fold_in(jax.random.key(config["seed"]), train_state.INIT_STREAM)
+    )
     for path, leaf in jax.tree_util.tree_flatten_with_path(single)[0]:
         assert leaf.sharding.num_devices == 1
         np.testing.assert_allclose(parameters[names_of(path)], leaf, rtol=1e-6)
