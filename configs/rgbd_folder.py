@@ -7,8 +7,10 @@ As it stands it reads frames named as in 7-Scenes (frame-N.color.jpg, frame-N.de
 for training and the rest for testing. Other layouts are a matter of the patterns:
 
     KITTI   --config.data.source.image='rgb/*.png' --config.data.source.depth='depth/*.png'
-            --config.data.source.depth_scale=0.00390625
+            --config.data.source.depth_scale=0.00390625 --config.evaluate.depth_range='(1e-5, 80.0)'
     NYUv2   --config.data.source.image='rgb/rgb_*.jpg' --config.data.source.depth='depth/sync_depth_*.png'
+
+and of the frames in each split: --config.data.source.splits.train=:1000 --config.data.source.splits.test=1000:
 
 Hardware: 2 CPU cores.
 """

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-OVERRIDES = "any value of the config: --config.train.steps=300, --config.data.source.seed=1, ..."
+OVERRIDES = "a value of the config: --config.train.steps=300, --config.data.source.seed=1, ..."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = verb("evaluate", "measure image->depth on held-out data", True)
     evaluate.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a training run")
-    evaluate.add_argument("--config", metavar="FILE[:ARG]", help="take the data from this config, not the checkpoint's")
+    evaluate.add_argument("--config", metavar="FILE[:ARG]", help="take the sections data and evaluate from this config")
     evaluate.add_argument("--output", metavar="DIR", help="where to write (default: the checkpoint's directory)")
 
     show = verb("show", "print a config and its model, or a checkpoint and its digests, without training", True)
@@ -62,6 +62,10 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         from mf_jax import show
 
         if arguments.checkpoint:
+            if overrides:
+                raise ValueError(
+                    f"--config.{overrides[0]}: a checkpoint is shown as it is, its config is not overridden"
+                )
             show.show_checkpoint(arguments.checkpoint)
         else:
             show.show_config(arguments.config, overrides)
@@ -72,7 +76,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     elif arguments.verb == "sample":
         from mf_jax import sample
 
-        sample.sample(arguments)
+        sample.sample(arguments, overrides)
     else:
         from mf_jax.evaluation import run
 

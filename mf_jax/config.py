@@ -18,6 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mf_jax.checkpoint import CheckpointConfig
+from mf_jax.data.sources import check_source
+from mf_jax.data.sparsify import make_sparsifier
 from mf_jax.evaluation.settings import EvaluateConfig
 from mf_jax.joint_model import ModelConfig, TextConfig
 from mf_jax.optimizer import OptimizerConfig
@@ -78,6 +80,7 @@ SECTIONS = {
     "evaluate": EvaluateConfig,
 }
 FREE_SECTIONS = ("modalities", "modes")  # keyed by the user's own names; checked where they are built
+OPEN = ("data.source", "data.sparsify", "modalities.", "modes.")  # here an override may add a key that has a default
 
 
 def _plain(value: Any) -> Any:
@@ -115,17 +118,21 @@ def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> FrozenConf
         _override(full, override)
     for name, cls in SECTIONS.items():
         build(cls, full[name], name)
+    check_source(full["data"]["source"])
+    make_sparsifier(full["data"]["sparsify"])
     return FrozenConfigDict(full)
 
 
 def _override(config: dict[str, Any], override: str) -> None:
-    """Sets one value in place, "a.b.c=value". The key must exist and the type must fit."""
+    """Sets one value in place, "a.b.c=value". The key must exist, or have a default in code, and the type must fit."""
     path, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"override --config.{override} has no value; write --config.{path}=VALUE")
     *parents, last = path.split(".")
     section = config
     for i, parent in enumerate([*parents, last]):
+        if i == len(parents) and isinstance(section, dict) and path.startswith(OPEN):
+            break
         if not isinstance(section, dict) or parent not in section:
             here = ".".join(path.split(".")[: i + 1])
             keys = section if isinstance(section, dict) else ()
@@ -136,7 +143,9 @@ def _override(config: dict[str, Any], override: str) -> None:
         value = _plain(ast.literal_eval(text))
     except (ValueError, SyntaxError):
         value = text
-    old = section[last]
+    old = section.get(last)
+    if isinstance(old, dict) and isinstance(value, dict) and path.startswith(OPEN):
+        old = None  # a whole section in place of another, of another kind perhaps
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(old, dict) or (old is not None and type(value) is not type(old)):

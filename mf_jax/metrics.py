@@ -34,6 +34,7 @@ class Interval:
         self._sums: dict[str, np.ndarray] = {}
         self._counts: dict[str, np.ndarray] = {}
         self._scalars: dict[str, list[float]] = {}
+        self._missing: dict[str, int] = {}
         self._start = time.perf_counter()
 
     def add(self, step: int, metrics: dict[str, Any], **host: float) -> None:
@@ -53,14 +54,18 @@ class Interval:
         for target, kind in ((self._sums, "sum"), (self._counts, "count")):
             for modality, cells in metrics[kind].items():
                 target[modality] = target.get(modality, 0.0) + np.asarray(cells, np.float64)
+        for modality, examples in metrics["missing"].items():
+            self._missing[modality] = self._missing.get(modality, 0) + int(examples)
 
     def read(self) -> dict[str, float]:
         """Means over the interval: scalars, and the loss per modality, per mode and per noise bin; then starts anew.
 
-        A mode or bin that saw no supervised entry is absent, never zero. `seconds` is the interval's wall time.
+        A mode or bin that saw no supervised entry is absent, never zero. `missing/NAME` is the number of examples in
+        which nothing of a modality was measured. `seconds` is the interval's wall time.
         """
         result = {name: float(np.mean(values)) for name, values in self._scalars.items()}
         result["seconds"] = time.perf_counter() - self._start
+        result |= {f"missing/{modality}": float(count) for modality, count in self._missing.items()}
         for modality, sums_RS in self._sums.items():
             counts_RS = self._counts[modality]
 

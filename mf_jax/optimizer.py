@@ -30,7 +30,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"optimizer.schedule is {self.schedule!r}; it must be 'constant' or 'cosine'")
-        check_at_least("optimizer", self, learning_rate=0, warmup=0, b1=0, b2=0, weight_decay=0, clip=0)
+        check_at_least("optimizer", self, learning_rate=0, warmup=0, b1=0, b2=0, weight_decay=0, clip=1e-12)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.diffusion.sampler import euler
 from mf_jax.diffusion.schedule import schedules
 from mf_jax.joint_model import JointModel, Params, build_model
+from mf_jax.settings import check_at_least
 
 # What a mode asks for: the modalities that it takes as conditions.
 CONDITIONS = {"joint": (), "i2d": ("image",), "d2i": ("depth",), "partial": ("depth",)}
@@ -42,6 +44,11 @@ class SampleConfig:
     guide: str = "all"
     log2_alpha: float = 5.0
     partial_log2_alpha: float = -8.0
+
+    def __post_init__(self) -> None:
+        check_at_least("sample", self, steps=1, guidance=0)
+        if self.guide not in ("all", "image"):
+            raise ValueError(f"sample.guide is {self.guide!r}; it must be 'all' or 'image'")
 
 
 class Pipeline:
@@ -85,8 +92,9 @@ class Pipeline:
           refine: joint: a second, unguided i2d pass on the generated image replaces its depth.
 
         Returns:
-          {"image": uint8 (B, H, W, 3), "depth": float32 (B, H, W)} at the model's resolution. Depth is relative (unit
-          mean), larger is farther. A condition comes back as the model saw it (missing depth: 0).
+          {"image": uint8 (B, H, W, 3), "depth": float32 (B, H, W)} at the model's resolution, joint: every modality
+          that the model has. Depth is relative (the model is trained on a mean of 1), larger is farther. A condition
+          comes back as the model saw it (missing depth: 0).
 
         Raises:
           ValueError: an unknown mode, a missing or superfluous input, a wrong shape or type, a prompt that is too long.
@@ -103,7 +111,7 @@ class Pipeline:
             raise ValueError(f"refine is for mode 'joint'; the mode is {mode!r}")
         if log2_alpha is not None and mode not in ("joint", "partial"):
             raise ValueError(f"log2_alpha is for the modes 'joint' and 'partial'; the mode is {mode!r}")
-        for name in ("image", "depth"):
+        for name in ("image", "depth") if mode != "joint" else ():
             if name not in self.model.modalities:
                 raise ValueError(f"this model has no modality {name!r}; it has {', '.join(self.model.modalities)}")
         given = {"image": image, "depth": depth}
@@ -161,6 +169,7 @@ class Pipeline:
         conditions = CONDITIONS[mode]
         pinned = {} if mode == "partial" else {name: 0.0 for name in conditions}
         warped = {"depth": log2_alpha} if mode == "partial" or (mode == "joint" and log2_alpha) else {}
+        warped = {name: value for name, value in warped.items() if name in model.modalities}
         grid = schedules(tuple(model.modalities), steps, pinned, mu=mu, log2_alpha=warped)
         scales = {name: guidance if guide == "all" or name == guide else 1.0 for name in model.modalities}
 
@@ -208,12 +217,14 @@ class Pipeline:
         return {"depth": np.stack([d for d, _ in resized]), "depth_valid": np.stack([v for _, v in resized])}
 
 
-def load(directory: str | pathlib.Path, step: int | None = None, weights: str = "ema") -> Pipeline:
+def load(
+    directory: str | pathlib.Path, step: int | None = None, weights: str = "ema", overrides: Sequence[str] = ()
+) -> Pipeline:
     """The model of a training run's directory.
 
     Args:
       directory: the `--workdir` of a run. step: which checkpoint, the latest unless said.
-      weights: "ema" or "params".
+      weights: "ema" or "params". overrides: of the config, "sample.steps=20".
 
     Raises:
       ValueError: no checkpoint there, or it does not fit its own config.
@@ -226,7 +237,7 @@ def load(directory: str | pathlib.Path, step: int | None = None, weights: str = 
     if not folder.is_dir():
         raise ValueError(f"no checkpoints in {directory}; give the --workdir of a training run")
     checkpoints = checkpoint.Checkpoints(folder)
-    resolved = config.resolve(checkpoints.config(step))
+    resolved = config.resolve(checkpoints.config(step), overrides)
     model = build_model(resolved)
     state, _ = checkpoints.restore(train_state.abstract(model, resolved), step)
     checkpoints.close()

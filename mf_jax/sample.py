@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from mf_jax import pipeline
 from mf_jax.outputs import read_depth, read_image, write_sample
 
 
-def sample(arguments: argparse.Namespace) -> None:
+def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Samples as the command line says (see __main__) and prints the folders that it wrote.
+
+    Args:
+      overrides: of the config's section `sample`, "sample.steps=20".
 
     Raises:
       ValueError: files or settings that do not do.
@@ -28,7 +32,12 @@ def sample(arguments: argparse.Namespace) -> None:
         inputs["depth"] = depth_HW
     if arguments.partial:
         mode = "partial"
-    model = pipeline.load(arguments.checkpoint)
+    for override in overrides:
+        if not override.startswith("sample."):
+            raise ValueError(f"--config.{override}: sampling reads only the section sample of the config")
+    if arguments.batch < 1:
+        raise ValueError(f"--batch is {arguments.batch}; it must be at least 1")
+    model = pipeline.load(arguments.checkpoint, overrides=overrides)
     settings = {
         "steps": arguments.steps,
         "seed": arguments.seed,

@@ -46,6 +46,8 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
         if key not in fields:
             raise ValueError(f"unknown config key {where}.{key}; {nearest(key, fields)}")
     for name, field in fields.items():
+        if type(field.default) is int and isinstance(section.get(name), float):
+            raise ValueError(f"config key {where}.{name} is {section[name]!r}; it must be a whole number")
         if (
             name not in section
             and field.default is dataclasses.MISSING

@@ -14,15 +14,20 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mf_jax import pipeline
 from mf_jax.atomic_file import write_bytes
+from mf_jax.data.resize import masked_nearest, resize_image
 from mf_jax.data.sources import build_source
 from mf_jax.evaluation.protocols import score
+from mf_jax.evaluation.run import crop_record
+from mf_jax.evaluation.settings import EvaluateConfig
 from mf_jax.outputs import png_bytes, write_sample
+from mf_jax.settings import build
 from mf_jax.visualize import colorize_depth
 
 TILE = 128
@@ -34,13 +39,19 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
     directory = pathlib.Path(workdir)
     model = pipeline.load(directory)
     steps = steps or model.config["sample"]["steps"]
-    records = build_source(model.config["data"], "test")
-    shown = [records[i] for i in range(count)]
-    prompts = [record["caption"] for record in shown]
+    settings = build(EvaluateConfig, model.config["evaluate"], "evaluate")
+    records = build_source(model.config["data"], settings.split)
+    shown = [record for record in (records[i] for i in range(min(len(records), 4 * count))) if record["valid"].any()]
+    if len(shown) < count:
+        raise ValueError(
+            f"the split {settings.split!r} has {len(shown)} records with depth among its first; --count={count}"
+        )
+    shown = [fit_record(record, model.model.resolution) for record in shown[:count]]
+    prompts = [model.tokenize.fit(record["caption"]) for record in shown]
     images = np.stack([record["image"] for record in shown])
     depths = np.stack([record["depth"] for record in shown])
 
-    many = [records[i % len(records)]["caption"] for i in range(8 * count)]
+    many = [model.tokenize.fit(records[i % len(records)]["caption"]) for i in range(8 * count)]
     joint = model.sample("joint", many, steps=steps)
     estimated = model.sample("i2d", image=joint["image"], steps=steps)["depth"]
     agreement = {
@@ -60,8 +71,18 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
     for mode, result in results.items():
         columns.append((mode, result["image"], result["depth"]))
         for i, prompt in enumerate(prompts):
-            metadata = {"prompt": prompt, "mode": mode, "seed": 0, "sample": i, "num_steps": steps}
-            write_sample(directory / "samples" / mode, result["image"][i], result["depth"][i], metadata)
+            metadata = {
+                "prompt": "" if mode == "i2d" else prompt,
+                "mode": mode,
+                "seed": 0,
+                "sample": i,
+                "num_steps": steps,
+                "cfg_scale": model.guidance_of(mode),
+                "checkpoint_step": model.step,
+            }
+            folder = directory / "samples" / mode
+            cloud = mode in ("joint", "i2d")
+            write_sample(folder, result["image"][i], result["depth"][i], metadata, pointcloud=cloud)
     write_bytes(directory / "samples.png", png_bytes(_sheet([(image, depth) for _, image, depth in columns])))
     write_bytes(directory / "samples.json", (json.dumps(agreement, indent=2) + "\n").encode())
     print(f"columns of {directory / 'samples.png'}: " + ", ".join(name for name, _, _ in columns))
@@ -69,6 +90,13 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
     print(f"joint samples: AbsRel of their depth to that of their image {own:.3f} (dealt to wrong images: {wrong:.3f})")
     for name in ("samples", "samples.png", "samples.json"):
         print(directory / name)
+
+
+def fit_record(record: Mapping[str, Any], resolution: tuple[int, int]) -> dict[str, Any]:
+    """The record cropped and resized to (H, W), as the model sees it."""
+    record = crop_record(record, resolution)
+    depth_HW, valid_HW = masked_nearest(record["depth"], record["valid"], resolution)
+    return {**record, "image": resize_image(record["image"], resolution), "depth": depth_HW, "valid": valid_HW}
 
 
 def _mean_abs_rel(pred_BHW: np.ndarray, reference_BHW: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mf_jax import flops, metrics, train_state
 from mf_jax.checkpoint import CheckpointConfig, Checkpoints
-from mf_jax.config import difference, to_dict
+from mf_jax.config import difference, resolve, to_dict
 from mf_jax.data.loader import build_train_loader
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
@@ -29,7 +29,20 @@ from mf_jax.train_step import ObjectiveConfig, make_train_step
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
 # of steps where the learning rate does not depend on it.
-MAY_CHANGE = ("train.log_every", "checkpoint.", "data.workers", "mesh.", "sample.", "evaluate.")
+MAY_CHANGE = (
+    "train.log_every",
+    "checkpoint.",
+    "data.workers",
+    "data.source.root",
+    "data.source.max_unreadable",
+    "data.source.test",
+    "data.source.validation",
+    "data.source.splits.test",
+    "data.source.splits.validation",
+    "mesh.",
+    "sample.",
+    "evaluate.",
+)
 
 
 def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
@@ -47,6 +60,10 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
       ValueError: a config that does not fit together, the data, or the checkpoint in `workdir`; a workdir in use.
       metrics.NotFinite: a loss or gradient is NaN or inf. The last checkpoint stays.
     """
+    if jax.process_count() > 1:
+        raise ValueError(f"training runs in one process so far, with all its devices; there are {jax.process_count()}")
+    if "://" in str(workdir):
+        raise ValueError(f"--workdir is {workdir}; it must be a local path")
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with _lock(workdir), _stop_signals() as stopped, contextlib.ExitStack() as stack:
@@ -71,7 +88,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
         if checkpoints.latest() is None:
             state = train_state.new(model, config, mesh)
         else:
-            _check_same(checkpoints.config(), config, workdir)
+            _check_same(resolve(checkpoints.config()), config, workdir)
             state, position = checkpoints.restore(train_state.abstract(model, config, mesh))
             loader.set_state(position)
         start = int(state.step)
@@ -105,7 +122,6 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
             waiting = time.perf_counter()
             batch = next(loader)
             host = {"data_wait_seconds": time.perf_counter() - waiting}
-            host["all_missing"] = float((~batch["depth_valid"].any(axis=(1, 2))).sum())
             state, step_metrics = step_fn(state, sharding.put_batch(batch, mesh))
             if pending is not None:
                 log.add(*pending)

@@ -107,7 +107,8 @@ def loss_and_gradient(
     Returns:
       loss: sum over modalities of weight * (masked sum of squared velocity errors / global count).
       gradient: as `params`.
-      statistics: {"sum"|"count": {modality: (R, S)}} by mode and noise bin.
+      statistics: {"sum"|"count": {modality: (R, S)}} by mode and noise bin; {"missing": {modality: examples in which
+        nothing of it was measured}}.
     """
     batch_size = batch["text_ids"].shape[0]
     drawn = _draw(model, seed, step, batch_size)
@@ -134,12 +135,13 @@ def loss_and_gradient(
         start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         (value, gradient), errors = jax.lax.scan(add, start, _split((batch, drawn), accumulate))
         errors = jax.tree.map(lambda e: e.swapaxes(0, 1).reshape(batch_size), errors)
-    return value, gradient, _statistics(model, errors, counts, drawn)
+    missing = {name: jnp.sum(~jnp.any(v, axis=(1, 2))) for name, v in valid.items()}
+    return value, gradient, _statistics(model, errors, counts, drawn, missing)
 
 
-def _statistics(model: JointModel, errors: Any, counts: Any, drawn: dict[str, Any]) -> dict[str, Any]:
-    """Sums and counts by mode and noise bin, (R, S) by modality."""
-    result: dict[str, Any] = {"sum": {}, "count": {}}
+def _statistics(model: JointModel, errors: Any, counts: Any, drawn: dict[str, Any], missing: Any) -> dict[str, Any]:
+    """Sums and counts by mode and noise bin, (R, S) by modality; `missing` as it is."""
+    result: dict[str, Any] = {"sum": {}, "count": {}, "missing": missing}
     for name in model.modalities:
         noise_bin = jnp.clip((drawn["t"][name] * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
         cell = drawn["mode"] * NOISE_BINS + noise_bin

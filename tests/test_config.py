@@ -13,7 +13,11 @@ SHIPPED = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_every_shipped_config_builds_and_is_short(path):
-    build_model(configs.load(str(path)))
+    """With an override of a key that only has a default."""
+    seeded = ["data.source.max_depth=9.0"] if path.stem == "rgbd_folder" else ["data.source.seed=1"]
+    config = configs.load(str(path), [*seeded, "data.sparsify={'kind': 'lidar', 'lines': 8}"])
+    build_model(config)
+    assert config.data.sparsify.to_dict() == {"kind": "lidar", "lines": 8}
     assert len(path.read_text().splitlines()) <= 100
 
 
@@ -43,7 +47,10 @@ def test_resolving_is_idempotent(make_tiny_config):
     [
         ("train.step=3", r"unknown config key train\.step; did you mean 'steps'"),
         ("trian.steps=3", r"unknown config key trian; did you mean 'train'"),
-        ("data.source.seeed=3", r"unknown config key data\.source\.seeed; did you mean 'seed'"),
+        ("data.source.seeed=3", r"unknown key source\.seeed for kind 'procedural'; did you mean 'seed'"),
+        ("data.sparsify.fractoin=0.1", r"fractoin"),
+        ("sample.guide=imgae", r"sample\.guide is 'imgae'"),
+        ("evaluate.depth_range=(2.0, 1.0)", r"evaluate\.depth_range is \(2\.0, 1\.0\)"),
         ("train.steps", r"--config\.train\.steps has no value"),
         ("train.steps=many", r"train\.steps is int.*cannot be 'many'"),
         ("train.steps=1.5", r"train\.steps is int"),
@@ -55,7 +62,6 @@ def test_resolving_is_idempotent(make_tiny_config):
 )
 def test_bad_overrides(make_tiny_config, override, message):
     raw = make_tiny_config()
-    raw["data"]["source"]["seed"] = 0
     with pytest.raises(ValueError, match=message):
         configs.resolve(raw, [override])
 
@@ -64,6 +70,7 @@ def test_bad_overrides(make_tiny_config, override, message):
     ("path", "value", "message"),
     [
         (("optimiser",), {}, "unknown config key optimiser; did you mean 'optimizer'"),
+        (("train", "steps"), 2.5, r"train\.steps is 2\.5; it must be a whole number"),
         (("train", "stepz"), 3, r"unknown config key train\.stepz; did you mean 'steps'"),
         (("modalities", "depth", "pach"), 3, r"unknown config key modalities\.depth\.pach; did you mean 'patch'"),
         (("modalities", "depth", "kind"), "dept", r"modalities\.depth\.kind is 'dept'"),

@@ -18,6 +18,7 @@ def step_metrics(loss=1.0, grad_norm=2.0, sums=((0.0, 0.0), (6.0, 2.0)), counts=
         "param_norm": 5.0,
         "sum": {"depth": np.array(sums)},
         "count": {"depth": np.array(counts)},
+        "missing": {"depth": 2},
     }
 
 
@@ -28,6 +29,7 @@ def test_losses_are_sums_over_counts_of_the_interval_not_means_of_means():
     values = interval.read()
     assert values["loss"] == 2.0 and values["wait"] == 1.0
     assert values["loss/depth"] == pytest.approx(27 / 20)
+    assert values["missing/depth"] == 4
     assert values["loss/depth/d2i"] == 9.0
     assert values["loss/depth/joint"] == pytest.approx(18 / 19)
     assert values["loss/depth/t_0.0-0.5"] == pytest.approx(15 / 4)

@@ -110,3 +110,15 @@ def test_bad_input(pipeline, arguments, message):
 def test_there_must_be_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="no checkpoints in"):
         mf_jax.load(tmp_path)
+
+
+def test_a_text_to_image_model_trains_and_samples(make_tiny_config, tmp_path):
+    raw = make_tiny_config()
+    del raw["modalities"]["depth"]
+    raw["modes"] = {"joint": {"probability": 1.0}}
+    train.train(configs.resolve(raw, ["train.steps=2"]), tmp_path)
+    model = mf_jax.load(tmp_path)
+    result = model.sample("joint", "a room", steps=2)
+    assert list(result) == ["image"] and result["image"].shape == (1, 16, 16, 3)
+    with pytest.raises(ValueError, match="this model has no modality 'depth'"):
+        model.sample("i2d", image=picture())

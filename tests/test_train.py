@@ -90,7 +90,7 @@ def test_maps_without_depth_train_as_images_and_are_counted(folder_config, tmp_p
 
     assert train.train(resolved(folder_config, "train.steps=9"), tmp_path / "run") == 9
     entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert sum(entry["all_missing"] for entry in entries) == 24  # 72 examples are 8 epochs of 9 records
+    assert sum(entry["missing/depth"] for entry in entries) == 24  # 72 examples are 8 epochs of 9 records
     assert all(np.isfinite(value) for entry in entries for value in entry.values())
     results = evaluate(str(tmp_path / "run"), None, ["evaluate.steps=1"], None)
     assert results["skipped_all_missing"] == 3

@@ -46,6 +46,24 @@ KINDS = {
 }
 
 
+def check_source(section: Mapping[str, Any]) -> None:
+    """Checks the kind and the keys of a `source` section, without touching any data.
+
+    Raises:
+      ValueError: no kind, an unknown kind or key (names the nearest), or a missing key.
+    """
+    kind = section.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"unknown source.kind {kind!r}; {nearest(str(kind), KINDS)}")
+    keys = KINDS[kind][1] | {"kind": True}
+    for name in section:
+        if name not in keys:
+            raise ValueError(f"unknown key source.{name} for kind {kind!r}; {nearest(name, keys)}")
+    for name, required in keys.items():
+        if required and name not in section:
+            raise ValueError(f"source.{name} is missing for kind {kind!r}")
+
+
 def build_source(data: Mapping[str, Any], split: str) -> Source:
     """The records of one split.
 
@@ -59,15 +77,7 @@ def build_source(data: Mapping[str, Any], split: str) -> Source:
       ValueError: no kind, an unknown kind or key (names the nearest), a missing key, a split that is not
         configured or empty, and what the source itself raises.
     """
+    check_source(data["source"])
     parameters = dict(data["source"])
-    kind = parameters.pop("kind", None)
-    if kind not in KINDS:
-        raise ValueError(f"unknown source.kind {kind!r}; {nearest(str(kind), KINDS)}")
-    factory, keys = KINDS[kind]
-    for name in parameters:
-        if name not in keys:
-            raise ValueError(f"unknown key source.{name} for kind {kind!r}; {nearest(name, keys)}")
-    for name, required in keys.items():
-        if required and name not in parameters:
-            raise ValueError(f"source.{name} is missing for kind {kind!r}")
+    factory, _ = KINDS[parameters.pop("kind")]
     return factory(split, tuple(data["resolution"]), **parameters)

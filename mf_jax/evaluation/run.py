@@ -1,7 +1,8 @@
 """image->depth on held-out records: predict, align, score, report.
 
-Images are stretched to the model's resolution, predictions resized back and scored at the resolution of the ground
-truth, over all its valid pixels. The prompt is empty and guidance off, as in the official image->depth script.
+Records are cropped around the centre to the model's aspect ratio, as in training. Images are resized to the model's
+resolution, predictions back to the crop, and scored at the resolution of the ground truth over all its valid pixels.
+The prompt is empty and guidance off, as in the official image->depth script.
 
 Legend: B batch, E ensemble members, H W pixels of a record, h w pixels of the model.
 """
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from mf_jax import config as configs
 from mf_jax.atomic_file import write_bytes
-from mf_jax.data.resize import resize_image
+from mf_jax.data.resize import center_crop_to_aspect, resize_image
 from mf_jax.data.sources import build_source
 from mf_jax.evaluation.ensemble import ensemble
 from mf_jax.evaluation.protocols import resize_bilinear, score
@@ -35,7 +36,7 @@ def evaluate(checkpoint: str, config: str | None, overrides: Sequence[str], outp
     """The `evaluate` verb: writes results.json, per_image.csv and contact_sheet.png, prints the table.
 
     Args:
-      checkpoint: a run's directory. config: a config file whose data replaces the checkpoint's.
+      checkpoint: a run's directory. config: a config file whose sections data and evaluate replace the checkpoint's.
       overrides: of the config, "evaluate.images=64". output: where to write, the checkpoint's directory by default.
     """
     pipeline = load(checkpoint)
@@ -46,9 +47,11 @@ def evaluate(checkpoint: str, config: str | None, overrides: Sequence[str], outp
     described = {
         "task": "image->depth",
         "data": {"source": configs.to_dict(source)["data"]["source"], "split": settings.split},
+        "crop": "centre, to the aspect ratio of the resolution",
         "resolution": pipeline.model.resolution,
         "sampling": {"steps": settings.steps, "mu": pipeline.config["sample"]["mu"], "guidance": 1.0, "prompt": ""},
         "ensemble": settings.ensemble,
+        "ensemble_mode": settings.ensemble_mode,
         "seed": settings.seed,
         "lstsq_depth_range": settings.depth_range,
         "unreadable_files": unreadable,
@@ -78,7 +81,9 @@ def score_source(
     sheet: list[dict[str, Any]] = []
     unreadable = 0
     for start in tqdm(range(0, count, settings.batch), desc="evaluate", unit="batch", mininterval=5.0):
-        batch = [records[i] for i in range(start, min(start + settings.batch, count))]
+        batch = [
+            crop_record(records[i], pipeline.model.resolution) for i in range(start, min(start + settings.batch, count))
+        ]
         unreadable += sum(record["skipped"] for record in batch)
         image_BhwC = np.stack([resize_image(record["image"], pipeline.model.resolution) for record in batch])
         members = []
@@ -86,7 +91,7 @@ def score_source(
             seeds = [_seed(settings.seed, start + b, e) for b in range(len(batch))]
             members.append(_predict(pipeline, image_BhwC, seeds, settings))
         for record, depth_Ehw in zip(batch, np.stack(members, axis=1), strict=True):
-            depth_hw = ensemble(depth_Ehw)[0] if settings.ensemble > 1 else depth_Ehw[0]
+            depth_hw = ensemble(depth_Ehw, settings.ensemble_mode)[0] if settings.ensemble > 1 else depth_Ehw[0]
             scores = score(depth_hw, record["depth"], record["valid"], depth_range=settings.depth_range)
             rows.append((record["key"], scores))
             if scores is not None and len(sheet) < SHEET_ROWS:
@@ -102,6 +107,12 @@ def score_source(
                     }
                 )
     return rows, sheet, unreadable
+
+
+def crop_record(record: Mapping[str, Any], resolution: tuple[int, int]) -> dict[str, Any]:
+    """The record with image, depth and valid cropped around the centre to the aspect ratio of `resolution`."""
+    cropped = {name: center_crop_to_aspect(record[name], resolution) for name in ("image", "depth", "valid")}
+    return {**record, **cropped}
 
 
 def _seed(seed: int, index: int, member: int) -> int:

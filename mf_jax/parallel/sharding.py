@@ -93,10 +93,6 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
     return tree
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
