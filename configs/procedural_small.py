@@ -3,7 +3,7 @@
     python -m mf_jax train --config=configs/procedural_small.py --workdir=runs/procedural_small
     python -m mf_jax evaluate --checkpoint=runs/procedural_small
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores, an estimated 4 hours. Not trained to its end yet: there is no result to compare with.
 """
 
 

@@ -12,7 +12,10 @@ for training and the rest for testing. Other layouts are a matter of the pattern
 
 and of the frames in each split: --config.data.source.splits.train=:1000 --config.data.source.splits.test=1000:
 
-Hardware: 2 CPU cores.
+Hardware and time: 2 CPU cores (AMD EPYC, AVX-512), 20 minutes beside other work.
+Result on 7-Scenes (250 frames, every third of the first 750 of a sequence; 200 to train, the last 50 to test), MoGe
+alignment at 640x480: AbsRel 0.153, best constant per image 0.268 (0.57 of it), delta1 0.797 against 0.449. On its
+training frames the model stands at 0.37 of the constant: what it lacks is variety, not steps.
 """
 
 
