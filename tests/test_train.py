@@ -1,5 +1,7 @@
 """The loop in this process: errors that must be clear, and state that must not be lost."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -96,3 +98,18 @@ def test_maps_without_depth_train_as_images_and_are_counted(folder_config, tmp_p
     assert results["skipped_all_missing"] == 3
     assert results["moge_affine"]["images"] == 6
     assert np.isfinite(results["moge_affine"]["abs_rel"])
+
+
+def test_unreadable_files_are_left_out_of_the_evaluation_and_counted(folder_config, tmp_path):
+    from mf_jax.evaluation.run import evaluate
+
+    train.train(resolved(folder_config, "train.steps=1"), tmp_path / "run")
+    root = pathlib.Path(folder_config["data"]["source"]["root"])
+    for i in (4, 7):
+        (root / f"{i}.color.png").write_bytes((root / f"{i}.color.png").read_bytes()[:100])
+    settings = ["evaluate.steps=1", "evaluate.batch=2"]
+    results = evaluate(str(tmp_path / "run"), None, settings, None)
+    assert results["unreadable_files"] == 2
+    assert (results["skipped_all_missing"], results["moge_affine"]["images"]) == (3, 4)
+    with pytest.raises(ValueError, match=r"2 records cannot be read, the first is .*4\.color\.png"):
+        evaluate(str(tmp_path / "run"), None, [*settings, "data.source.max_unreadable=1"], None)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from mf_jax import config as configs
 from mf_jax.atomic_file import write_bytes
 from mf_jax.data.resize import center_crop_to_aspect, resize_image
-from mf_jax.data.sources import build_source
+from mf_jax.data.sources import Source, build_source
 from mf_jax.evaluation.ensemble import ensemble
 from mf_jax.evaluation.protocols import resize_bilinear, score
 from mf_jax.evaluation.report import table, write_report
@@ -77,20 +77,21 @@ def score_source(
     """
     records = build_source(data, settings.split)
     count = min(settings.images or len(records), len(records))
+    unreadable: list[int] = []
     rows: list[tuple[str, Any]] = []
     sheet: list[dict[str, Any]] = []
-    unreadable = 0
     for start in tqdm(range(0, count, settings.batch), desc="evaluate", unit="batch", mininterval=5.0):
-        batch = [
-            crop_record(records[i], pipeline.model.resolution) for i in range(start, min(start + settings.batch, count))
-        ]
-        unreadable += sum(record["skipped"] for record in batch)
-        image_BhwC = np.stack([resize_image(record["image"], pipeline.model.resolution) for record in batch])
+        indices = range(start, min(start + settings.batch, count))
+        batch = {i: record for i in indices if (record := _readable(records, i, unreadable)) is not None}
+        if not batch:
+            continue
+        batch = {i: crop_record(record, pipeline.model.resolution) for i, record in batch.items()}
+        image_BhwC = np.stack([resize_image(record["image"], pipeline.model.resolution) for record in batch.values()])
         members = []
         for e in range(settings.ensemble):
-            seeds = [_seed(settings.seed, start + b, e) for b in range(len(batch))]
+            seeds = [_seed(settings.seed, i, e) for i in batch]
             members.append(_predict(pipeline, image_BhwC, seeds, settings))
-        for record, depth_Ehw in zip(batch, np.stack(members, axis=1), strict=True):
+        for record, depth_Ehw in zip(batch.values(), np.stack(members, axis=1), strict=True):
             depth_hw = ensemble(depth_Ehw, settings.ensemble_mode)[0] if settings.ensemble > 1 else depth_Ehw[0]
             scores = score(depth_hw, record["depth"], record["valid"], depth_range=settings.depth_range)
             rows.append((record["key"], scores))
@@ -106,7 +107,25 @@ def score_source(
                         "caption": f"{record['key']}  AbsRel {100 * fit['abs_rel']:.1f}",
                     }
                 )
-    return rows, sheet, unreadable
+    return rows, sheet, len(unreadable)
+
+
+def _readable(records: Source, index: int, unreadable: list[int]) -> dict[str, Any] | None:
+    """The record, or None where its own files cannot be read: what stands in for it in training has its own turn here.
+
+    Raises:
+      ValueError: more of them than the source's max_unreadable.
+    """
+    record = records[index]
+    if not record["skipped"]:
+        return record
+    unreadable.append(index)
+    if len(unreadable) > records.max_unreadable:
+        raise ValueError(
+            f"{len(unreadable)} records cannot be read, the first is {records.path(unreadable[0])}; mend or remove the "
+            f"files, or raise data.source.max_unreadable, {records.max_unreadable}"
+        )
+    return None
 
 
 def crop_record(record: Mapping[str, Any], resolution: tuple[int, int]) -> dict[str, Any]:
