@@ -111,7 +111,7 @@ class Pipeline:
             raise ValueError(f"refine is for mode 'joint'; the mode is {mode!r}")
         if log2_alpha is not None and mode not in ("joint", "partial"):
             raise ValueError(f"log2_alpha is for the modes 'joint' and 'partial'; the mode is {mode!r}")
-        for name in ("image", "depth") if mode != "joint" else ():
+        for name in ("image", "depth") if mode != "joint" or refine else ():
             if name not in self.model.modalities:
                 raise ValueError(f"this model has no modality {name!r}; it has {', '.join(self.model.modalities)}")
         given = {"image": image, "depth": depth}
@@ -146,12 +146,15 @@ class Pipeline:
         ids_BL = np.broadcast_to(ids, (count, ids.shape[1]))
         inputs = {name: np.broadcast_to(v, (count, *v.shape[1:])) for name, v in inputs.items()}
 
+        codecs = {name: self.model.modalities[name].codec for name in CONDITIONS[mode]}
+        conditions = {name: (codec.encode(inputs), codec.valid(inputs)) for name, codec in codecs.items()}
         run = self._compiled(mode, steps, mu, log2_alpha, guidance, guide)
-        tokens = run(self.params, inputs, ids_BL, jnp.stack(keys))
+        tokens = run(self.params, conditions, ids_BL, jnp.stack(keys))
         if refine:
+            image = tokens["image"]  # as it was sampled, without a detour over 8-bit pixels
             refiner = self._compiled("i2d", steps, mu, 0.0, 1.0, guide)
-            decoded = np.asarray(self.model.decode({"image": tokens["image"]})["image"])
-            tokens["depth"] = refiner(self.params, {"image": decoded}, ids_BL, jnp.stack(keys))["depth"]
+            given = {"image": (image, jnp.ones(image.shape, bool))}
+            tokens["depth"] = refiner(self.params, given, ids_BL, jnp.stack(keys))["depth"]
         result = {name: np.asarray(v) for name, v in self.model.decode(tokens).items()}
         if "depth" in CONDITIONS[mode]:
             result["depth"] = np.where(inputs["depth_valid"], result["depth"], 0.0)
@@ -164,31 +167,26 @@ class Pipeline:
         return 1.0 if mode == "i2d" else self.config["sample"]["guidance"]
 
     def _build(self, mode: str, steps: int, mu: float, log2_alpha: float, guidance: float, guide: str) -> Any:
-        """The jitted sampler of one setting: (params, inputs, ids_BL, key_B) -> clean tokens."""
+        """The jitted sampler of one setting: (params, conditions, ids_BL, key_B) -> clean tokens."""
         model = self.model
-        conditions = CONDITIONS[mode]
-        pinned = {} if mode == "partial" else {name: 0.0 for name in conditions}
+        pinned = {} if mode == "partial" else {name: 0.0 for name in CONDITIONS[mode]}
         warped = {"depth": log2_alpha} if mode == "partial" or (mode == "joint" and log2_alpha) else {}
         warped = {name: value for name, value in warped.items() if name in model.modalities}
         grid = schedules(tuple(model.modalities), steps, pinned, mu=mu, log2_alpha=warped)
         scales = {name: guidance if guide == "all" or name == guide else 1.0 for name in model.modalities}
 
         @jax.jit
-        def run(params: Params, inputs: dict[str, jax.Array], ids_BL: jax.Array, key_B: jax.Array) -> Any:
+        def run(params: Params, conditions: dict[str, Any], ids_BL: jax.Array, key_B: jax.Array) -> Any:
             noise = {}
             for i, (name, (rows, columns)) in enumerate(model.grids.items()):
                 shape = (rows * columns, model.modalities[name].codec.channels)
                 noise[name] = jax.vmap(lambda k, i=i, s=shape: jax.random.normal(jax.random.fold_in(k, i), s))(key_B)
-            given = {
-                name: (model.modalities[name].codec.encode(inputs), model.modalities[name].codec.valid(inputs))
-                for name in conditions
-            }
             return euler(
                 functools.partial(model.predict, params),
                 noise,
                 grid,
                 {name: m.prediction for name, m in model.modalities.items()},
-                given,
+                conditions,
                 ids_BL,
                 jnp.broadcast_to(model.null_ids, ids_BL.shape),
                 scales,

@@ -1,6 +1,7 @@
 """The training loop, top to bottom: workdir, mesh, model, data, resume, steps.
 
-The host never waits for the step that it has just started: metrics are read one step late. State that leaves the
+The host does not wait for the step that it has just started, unless a checkpoint is due: metrics are read one step
+late, and nothing is saved before it is known to be finite. State that leaves the
 process is a checkpoint (train state, data position, config); everything random is folded from (seed, step).
 """
 
@@ -129,7 +130,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
 
             last = step + 1 == steps or bool(stopped)
             if last or (step + 1) % config["checkpoint"]["every"] == 0:
-                log.add(*pending)  # nothing is saved before it is known to be finite
+                log.add(*pending)
                 pending = None
                 checkpoints.save(step + 1, state, loader.get_state(), to_dict(config))
             if last:

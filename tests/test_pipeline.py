@@ -78,6 +78,9 @@ def test_refining_replaces_the_depth_by_that_of_the_image(pipeline):
     refined = pipeline.sample("joint", "a room", steps=2, seed=1, refine=True)
     assert np.array_equal(plain["image"], refined["image"])
     assert not np.array_equal(plain["depth"], refined["depth"])
+    second = pipeline.sample("i2d", "a room", image=plain["image"], steps=2, seed=1)
+    np.testing.assert_allclose(refined["depth"], second["depth"], rtol=0.05)  # up to the rounding to 8 bits
+    assert not np.allclose(plain["depth"], second["depth"], rtol=0.05)
 
 
 def test_inputs_of_another_size_are_resized(pipeline):

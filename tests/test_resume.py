@@ -103,7 +103,7 @@ def straight(tmp_path_factory):
     return losses(folder / "run"), digests(folder / "run")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_goes_on_bitwise(straight, tmp_path, how):
     """Stopped mid-way, and resumed with another number of data workers."""
     workdir = tmp_path / "run"
@@ -111,11 +111,11 @@ def test_a_stopped_run_goes_on_bitwise(straight, tmp_path, how):
     wait_for_checkpoint(process, workdir)
     process.send_signal(how)
     output = process.communicate(timeout=120)[0]
-    if how == signal.SIGTERM:
-        assert process.returncode == 0, output
-        assert "stopped by SIGTERM" in output and "Traceback" not in output
-    else:
+    if how == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 0, output
+        assert f"stopped by {how.name}" in output and "Traceback" not in output
     reached = max(checkpoint_steps(workdir))
     assert 0 < reached < STEPS
 

@@ -62,6 +62,13 @@ def test_steps_may_grow_with_a_constant_learning_rate_only(make_tiny_config, tmp
         train.train(resolved(raw, "train.steps=2"), tmp_path / "cosine")
 
 
+def test_the_latest_checkpoints_are_kept_and_the_multiples_asked_for(make_tiny_config, tmp_path):
+    raw = make_tiny_config()
+    raw["checkpoint"] = {"every": 1, "keep": 2, "keep_every": 3}
+    train.train(resolved(raw, "train.steps=8"), tmp_path)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [3, 6, 7, 8]
+
+
 @pytest.fixture
 def folder_config(make_tiny_config, tmp_path):
     """Frames of which every third has no valid depth at all."""
