@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from mf_jax import config as configs
 from mf_jax import flops, train_state
 from mf_jax.data.loader import build_train_loader
+from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
 from mf_jax.settings import build
@@ -30,9 +31,8 @@ def median_seconds(function, repeats: int) -> float:
 
 def loader_of(config, workers: int):
     data = configs.to_dict(config)["data"] | {"workers": workers}
-    return build_train_loader(
-        data, batch_size=config["train"]["batch"], text_length=config["text"]["max_bytes"], seed=config["seed"]
-    )
+    tokenizer = ByteTokenizer(config["text"]["max_bytes"])
+    return build_train_loader(data, batch_size=config["train"]["batch"], tokenizer=tokenizer, seed=config["seed"])
 
 
 def step_seconds(config) -> tuple[float, float]:
@@ -49,12 +49,12 @@ def step_seconds(config) -> tuple[float, float]:
     holder = {"state": train_state.new(model, config, mesh)}
 
     def once():
-        holder["state"], metrics = step(holder["state"], batch)
+        holder["state"], metrics = step(holder["state"], {}, batch)
         return metrics
 
     with sharding.scope(mesh):
         median_seconds(once, 2)
-        return median_seconds(once, 20), flops.step_flops(model, config["train"]["batch"])
+        return median_seconds(once, 20), flops.step_flops(model, config)
 
 
 def loader_images_per_second(config, workers: int, batches: int = 60) -> float:

@@ -22,7 +22,7 @@ def get_config():
             source=dict(kind="procedural", train=200_000, validation=256, test=256),
             resolution=(64, 64),
             sparsify=dict(kind="random", fraction=0.2),
-            flip=True,
+            augment=dict(flip=True),
             workers=1,
         ),
         modalities=dict(

@@ -31,7 +31,8 @@ def get_config(root: str = "data/7scenes"):
                 splits=dict(train=":200", test="200:"),
             ),
             resolution=(48, 64),
-            flip=True,
+            augment=dict(flip=True, crop=0.6, colour=0.3),
+            cache=True,
             workers=2,
         ),
         modalities=dict(

@@ -1,4 +1,4 @@
-"""The command line: python -m mf_jax VERB ... (train, sample, evaluate, show)."""
+"""The command line: python -m mf_jax VERB ... (train, sample, evaluate, show, import, export)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", required=True, metavar="DIR", help="of this run: checkpoints, metrics")
 
     sample = verb("sample", "make images and depth from a prompt, an image or a depth map", True)
-    sample.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a training run")
+    sample.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a run, or an export")
     sample.add_argument("--prompt", default="", help="what to show (default: the empty prompt)")
     sample.add_argument("--image", metavar="FILE", help="an image: its depth is made (i2d)")
     sample.add_argument("--depth", metavar="FILE", help=".npy or 16-bit PNG: an image for it is made (d2i)")
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--output-dir", default="outputs", metavar="DIR")
 
     evaluate = verb("evaluate", "measure image->depth on held-out data", True)
-    evaluate.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a training run")
+    evaluate.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a run, or an export")
     evaluate.add_argument("--config", metavar="FILE[:ARG]", help="take the sections data and evaluate from this config")
     evaluate.add_argument("--output", metavar="DIR", help="where to write (default: the checkpoint's directory)")
 
@@ -54,6 +54,19 @@ def _parser() -> argparse.ArgumentParser:
     what = show.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE[:ARG]")
     what.add_argument("--checkpoint", metavar="DIR", help="the --workdir of a training run")
+
+    bring = verb("import", "published weights (FLUX.2, the official model) to a checkpoint to start from", True)
+    bring.add_argument("--source", required=True, metavar="PATH", help="safetensors file, or a directory of them")
+    bring.add_argument("--config", required=True, metavar="FILE[:ARG]", help="of the model to make")
+    bring.add_argument("--workdir", required=True, metavar="DIR", help="new directory for the checkpoint")
+
+    export = verb("export", "a checkpoint as safetensors with config and model card", False)
+    export.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a run or an import")
+    export.add_argument("--output", required=True, metavar="DIR", help="new directory")
+    export.add_argument("--layout", default="own", help="own (any model) or official (FLUX.2 type; default: own)")
+    export.add_argument("--weights", default="ema", help="ema or params (default: ema)")
+    export.add_argument("--dtype", default="fp32", help="fp32 or bf16 (default: fp32)")
+    export.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
     return parser
 
 
@@ -77,6 +90,19 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         from mf_jax import sample
 
         sample.sample(arguments, overrides)
+    elif arguments.verb == "import":
+        from mf_jax import config
+        from mf_jax.interop import importing
+
+        importing.import_weights(arguments.source, config.load(arguments.config, overrides), arguments.workdir)
+    elif arguments.verb == "export":
+        from mf_jax.interop import export
+
+        if overrides:
+            raise ValueError(f"--config.{overrides[0]}: a checkpoint is exported with the config that it has")
+        settings = {name: getattr(arguments, name) for name in ("layout", "weights", "dtype", "step")}
+        for path in export.export(arguments.checkpoint, arguments.output, **settings):
+            print(path)
     else:
         from mf_jax.evaluation import run
 

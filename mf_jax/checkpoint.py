@@ -1,4 +1,4 @@
-"""Checkpoints: the train state, the data iterator's position and the resolved config, saved asynchronously.
+"""Checkpoints: the parts of a train state, the data iterator's position and the resolved config, saved asynchronously.
 
 The only file that imports orbax. A checkpoint appears under its final name only when it is complete.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -48,17 +49,18 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, iterator: dict[str, Any], config: dict[str, Any]) -> None:
-        """Starts a save and returns when the arrays have left the device; a step that exists is not saved again."""
+    def save(self, step: int, items: Mapping[str, Any], iterator: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Starts a save and returns when the arrays have left the device; a step that exists is not saved again.
+
+        Args:
+          items: trees of arrays by name, each of which can be restored alone. Empty ones are left out.
+        """
         if step == self._manager.latest_step():
             return
+        trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                iterator=ocp.args.JsonSave(iterator),
-                config=ocp.args.JsonSave(config),
-            ),
+            args=ocp.args.Composite(iterator=ocp.args.JsonSave(iterator), config=ocp.args.JsonSave(config), **trees),
         )
 
     def config(self, step: int | None = None) -> dict[str, Any]:
@@ -67,34 +69,52 @@ class Checkpoints:
         Raises:
           ValueError: there is no such checkpoint.
         """
-        step = self._step(step)
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+        return self._json("config", step)
 
-    def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """State and iterator position.
+    def iterator(self, step: int | None = None) -> dict[str, Any]:
+        """The data iterator's position."""
+        return self._json("iterator", step)
+
+    def items(self, step: int | None = None) -> set[str]:
+        """Names of the trees of arrays that a checkpoint holds."""
+        names = {entry.name for entry in (self.directory / str(self.step(step))).iterdir() if entry.is_dir()}
+        return names - {"config", "iterator"}
+
+    def restore(self, abstract: Mapping[str, Any], step: int | None = None) -> dict[str, Any]:
+        """The items that are asked for, and nothing else is read.
 
         Args:
-          abstract: the state's tree of jax.ShapeDtypeStruct with the shardings to restore to.
+          abstract: by item, a tree of jax.ShapeDtypeStruct with the shardings to restore to; empty trees stay empty.
 
         Raises:
           ValueError: there is no such checkpoint, or its arrays are not those of `abstract`.
         """
-        step = self._step(step)
+        step = self.step(step)
+        wanted = {name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
+        held = self.items(step)
+        for name in wanted:
+            if name not in held:
+                raise ValueError(
+                    f"checkpoint {self.directory}/{step} holds no {name}; it has {', '.join(sorted(held))}"
+                )
+        trees = {name: ocp.args.StandardRestore(tree, fallback_sharding=None) for name, tree in wanted.items()}
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract, fallback_sharding=None),
-                    iterator=ocp.args.JsonRestore(),
-                ),
-            )
+            restored = self._manager.restore(step, args=ocp.args.Composite(**trees))
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f"checkpoint {self.directory}/{step} does not hold the arrays of this config: {error}"
             ) from None
-        return restored["state"], restored["iterator"]
+        return {name: restored[name] if name in wanted else tree for name, tree in abstract.items()}
 
-    def _step(self, step: int | None) -> int:
+    def _json(self, name: str, step: int | None) -> dict[str, Any]:
+        return self._manager.restore(self.step(step), args=ocp.args.Composite(**{name: ocp.args.JsonRestore()}))[name]
+
+    def step(self, step: int | None = None) -> int:
+        """A step that there is a checkpoint of: the one given, else the latest.
+
+        Raises:
+          ValueError: there is none.
+        """
         found = sorted(self._manager.all_steps())
         if not found:
             raise ValueError(f"no checkpoint in {self.directory}")

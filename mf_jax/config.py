@@ -17,15 +17,17 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from mf_jax import backbones, text
 from mf_jax.checkpoint import CheckpointConfig
+from mf_jax.data.augment import AugmentConfig
 from mf_jax.data.sources import check_source
 from mf_jax.data.sparsify import make_sparsifier
 from mf_jax.evaluation.settings import EvaluateConfig
-from mf_jax.joint_model import ModelConfig, TextConfig
+from mf_jax.initial import InitConfig
 from mf_jax.optimizer import OptimizerConfig
 from mf_jax.parallel.sharding import MeshConfig
 from mf_jax.pipeline import SampleConfig
-from mf_jax.settings import build, check_at_least, nearest
+from mf_jax.settings import build, build_kind, check_at_least, nearest
 from mf_jax.train_step import ObjectiveConfig
 
 
@@ -35,15 +37,21 @@ class DataConfig:
     source: where records come from: kind "procedural" or "folder", with its own keys.
     resolution: (H, W) that the model sees.
     sparsify: what depth loses in training: kind "none", "random", "lidar" or "holes", with its own keys.
-    flip: mirror examples at random in training.
+    augment: what is drawn anew each time an example is seen in training: flip, crop, colour, see AugmentConfig.
+    cache: keep records in memory once read, resized, in each worker: for folders of a few thousand frames.
     workers: processes that make examples; 0 makes them in the training process.
     """
 
     source: Mapping[str, Any]
     resolution: tuple[int, int]
     sparsify: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": "none"})
-    flip: bool = False
+    augment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cache: bool = False
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cache, bool):
+            raise ValueError(f"data.cache is {self.cache!r}; it must be True or False")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +59,7 @@ class TrainConfig:
     """Attributes:
     steps: in all. batch: examples per step over all devices. accumulate: parts that a batch is computed in.
     ema_decay: of the weights that are evaluated. log_every: steps between log entries.
+    freeze: paths of parameters that are not trained, with all that lies under them: "backbone/double/image".
     """
 
     steps: int = 1000
@@ -58,6 +67,7 @@ class TrainConfig:
     accumulate: int = 1
     ema_decay: float = 0.999
     log_every: int = 50
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_at_least("train", self, steps=1, batch=1, accumulate=1, log_every=1)
@@ -69,8 +79,6 @@ class TrainConfig:
 
 SECTIONS = {
     "data": DataConfig,
-    "text": TextConfig,
-    "model": ModelConfig,
     "objective": ObjectiveConfig,
     "train": TrainConfig,
     "optimizer": OptimizerConfig,
@@ -78,9 +86,12 @@ SECTIONS = {
     "mesh": MeshConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
+    "init": InitConfig,
 }
 FREE_SECTIONS = ("modalities", "modes")  # keyed by the user's own names; checked where they are built
-OPEN = ("data.source", "data.sparsify", "modalities.", "modes.")  # here an override may add a key that has a default
+KINDS = {"text": text.KINDS, "model": backbones.KINDS}  # sections whose keys depend on their `kind`
+# Here an override may add a key that has a default.
+OPEN = ("data.source", "data.sparsify", "modalities.", "modes.", "init.clone")
 
 
 def _plain(value: Any) -> Any:
@@ -103,13 +114,18 @@ def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> FrozenConf
       ValueError: an unknown key, a missing one, or a value that does not do.
     """
     raw = _plain(raw)
-    known = ["seed", *SECTIONS, *FREE_SECTIONS]
+    known = ["seed", *SECTIONS, *KINDS, *FREE_SECTIONS]
     for key in raw:
         if key not in known:
             raise ValueError(f"unknown config key {key}; {nearest(key, known)}")
     full: dict[str, Any] = {"seed": raw.get("seed", 0)}
     for name, cls in SECTIONS.items():
         full[name] = _plain(dataclasses.asdict(build(cls, raw.get(name, {}), name)))
+    full["data"]["augment"] = dataclasses.asdict(build(AugmentConfig, full["data"]["augment"], "data.augment"))
+    for name, kinds in KINDS.items():
+        section = raw.get(name, {})
+        built = build_kind(kinds, section, name)
+        full[name] = {"kind": section.get("kind", next(iter(kinds))), **_plain(dataclasses.asdict(built))}
     for name in FREE_SECTIONS:
         if not raw.get(name):
             raise ValueError(f"config section {name} is missing")
@@ -118,6 +134,9 @@ def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> FrozenConf
         _override(full, override)
     for name, cls in SECTIONS.items():
         build(cls, full[name], name)
+    for name, kinds in KINDS.items():
+        build_kind(kinds, full[name], name)
+    build(AugmentConfig, full["data"]["augment"], "data.augment")
     check_source(full["data"]["source"])
     make_sparsifier(full["data"]["sparsify"])
     return FrozenConfigDict(full)

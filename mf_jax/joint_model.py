@@ -1,4 +1,4 @@
-"""The modalities, the text encoder and the backbone of one config, assembled: what training and sampling call.
+"""The modalities, the text side and the backbone of one config, assembled: what training and sampling call.
 
 Legend: B batch, L text ids, N tokens, C channels per token.
 """
@@ -6,65 +6,24 @@ Legend: B batch, L text ids, N tokens, C channels per token.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mf_jax import frozen, text
+from mf_jax.backbones import KINDS as BACKBONES
 from mf_jax.diffusion.noise_levels import Mode
-from mf_jax.modality import Modality, build_modality
-from mf_jax.models.flat_dit import FlatDiT, Stream
-from mf_jax.models.text import ByteTextEncoder
-from mf_jax.settings import build, check_at_least
+from mf_jax.modality import Batch, Modality, build_modality
+from mf_jax.models.stream import Stream
+from mf_jax.settings import build, build_kind
 
 Params = Any
 Tokens = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """The learned byte encoder: prompts up to `max_bytes`, `group` bytes a token, `width` feature channels."""
-
-    max_bytes: int = 96
-    group: int = 8
-    width: int = 128
-
-    def __post_init__(self) -> None:
-        check_at_least("text", self, max_bytes=1, group=1, width=1)
-        for name, value in (("max_bytes", self.max_bytes), ("width", self.width)):
-            if value % self.group:
-                raise ValueError(f"text.{name} is {value}; it must be a multiple of text.group, {self.group}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The flat-token transformer. dtype: of the compute, "auto" is bfloat16 on accelerators and float32 on CPUs."""
-
-    width: int = 256
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 1
-    mlp_ratio: float = 3.0
-    dtype: str = "auto"
-    remat: bool = False
-
-    def __post_init__(self) -> None:
-        check_at_least("model", self, width=8, layers=1, heads=1, kv_heads=1, mlp_ratio=0.1)
-        if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 8:
-            raise ValueError(
-                f"model.width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: heads must divide the width, "
-                "kv_heads the heads, and a head's channels must be a multiple of 8 (four rotary axes of pairs)"
-            )
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"model.dtype is {self.dtype!r}; it must be 'auto', 'float32' or 'bfloat16'")
-
-    @property
-    def compute_dtype(self) -> jnp.dtype:
-        if self.dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        return jnp.dtype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,50 +31,73 @@ class JointModel:
     """Attributes:
     modalities: by name, in the order of their positions; the first leads (text follows its noise level).
     modes: training cases by name, sorted.
+    text: as configured. text_encoder: trained with the model; None where the text encoder is frozen.
+    networks: frozen networks by name: "text", or the modality that they belong to.
     resolution: (H, W) of the inputs.
     """
 
     modalities: dict[str, Modality]
     modes: dict[str, Mode]
-    text: TextConfig
-    text_encoder: nn.Module
+    text: Any
+    text_encoder: nn.Module | None
     backbone: nn.Module
+    networks: dict[str, frozen.FrozenNetwork]
     resolution: tuple[int, int]
+
+    @property
+    def leading(self) -> str:
+        """The modality whose noise level text follows."""
+        return next(iter(self.modalities))
 
     @property
     def grids(self) -> dict[str, tuple[int, int]]:
         return {name: m.codec.grid(self.resolution) for name, m in self.modalities.items()}
 
-    @property
-    def null_ids(self) -> jax.Array:
-        """Ids of the empty prompt, (1, L)."""
-        return jnp.zeros((1, self.text.max_bytes), jnp.int32)
+    @functools.cached_property
+    def null_text(self) -> dict[str, np.ndarray]:
+        """Text fields of the empty prompt, leading axis 1."""
+        return {name: np.asarray(value)[None] for name, value in self.text.tokenizer().fields("").items()}
 
     def init(self, key: jax.Array) -> Params:
-        """Float32 parameters {"text": ..., "backbone": ...}, boxed with their logical axis names."""
+        """Float32 parameters {"backbone": ..., "text": ...}, boxed with their logical axis names."""
         text_key, backbone_key = jax.random.split(key)
-        text = self.text_encoder.init(text_key, self.null_ids)["params"]
         x = {n: jnp.zeros((1, g[0] * g[1], self.modalities[n].codec.channels)) for n, g in self.grids.items()}
         t = {n: jnp.zeros((1,)) for n in self.modalities}
-        features = jnp.zeros((1, self.text.max_bytes // self.text.group, self.text.width))
-        return {"text": text, "backbone": self.backbone.init(backbone_key, x, t, self.grids, features)["params"]}
+        features = jnp.zeros((1, self.text.tokens, self.text.channels))
+        params = {"backbone": self.backbone.init(backbone_key, x, t, self.grids, features)["params"]}
+        if self.text_encoder is not None:
+            params["text"] = self.text_encoder.init(text_key, jnp.zeros((1, self.text.length), jnp.int32))["params"]
+        return params
 
-    def predict(self, params: Params, x: Tokens, t: Tokens, ids_BL: jax.Array) -> Tokens:
-        """Raw float32 outputs for the modalities in x, any non-empty subset of the model's."""
-        features = self.text_encoder.apply({"params": params["text"]}, ids_BL)
+    def predict(self, params: Params, x: Tokens, t: Tokens, fields: Batch) -> Tokens:
+        """Raw float32 outputs for the modalities in x, any subset of the model's that the backbone takes.
+
+        Args:
+          fields: `text_ids`, or `text_features` where the text encoder is frozen; other fields are not read.
+        """
+        if self.text_encoder is None:
+            features = fields["text_features"]
+        else:
+            features = self.text_encoder.apply({"params": params["text"]}, fields["text_ids"])
         grids = {name: self.grids[name] for name in x}
         return self.backbone.apply({"params": params["backbone"]}, x, t, grids, features)
 
-    def encode(self, batch: dict[str, jax.Array]) -> tuple[Tokens, Tokens]:
-        """Clean tokens and their validity, by modality."""
+    def prepare(self, networks: Mapping[str, Any], batch: Batch) -> Batch:
+        """The batch with what the frozen networks (their parameters by name) make of it."""
+        return frozen.prepare(self.networks, networks, batch)
+
+    def encode(self, batch: Batch) -> tuple[Tokens, Tokens]:
+        """Clean tokens of a prepared batch and their validity, by modality."""
         clean = {name: m.codec.encode(batch) for name, m in self.modalities.items()}
         return clean, self.valid(batch)
 
-    def valid(self, batch: dict[str, jax.Array]) -> Tokens:
+    def valid(self, batch: Batch) -> Tokens:
         return {name: m.codec.valid(batch) for name, m in self.modalities.items()}
 
-    def decode(self, tokens: Tokens) -> dict[str, jax.Array]:
-        return {n: self.modalities[n].codec.decode(x, self.grids[n]) for n, x in tokens.items()}
+    def decode(self, networks: Mapping[str, Any], tokens: Tokens) -> dict[str, jax.Array]:
+        """Tokens as the modalities' own arrays: pixels, depth."""
+        decoded = {n: self.modalities[n].codec.decode(x, self.grids[n]) for n, x in tokens.items()}
+        return {n: self.networks[n].decode(networks[n], v) if n in self.networks else v for n, v in decoded.items()}
 
 
 def build_model(config: Mapping[str, Any]) -> JointModel:
@@ -128,6 +110,8 @@ def build_model(config: Mapping[str, Any]) -> JointModel:
     modalities = {m.name: m for m in sorted(built, key=lambda m: m.position)}
     if len({m.position for m in built}) < len(built):
         raise ValueError(f"modalities share a position: { {m.name: m.position for m in built} }; give each its own")
+    if "text" in modalities:
+        raise ValueError("a modality cannot be called 'text'; give modalities.text another name")
     modes = {name: build(Mode, section, f"modes.{name}") for name, section in sorted(config["modes"].items())}
     for name, mode in modes.items():
         for clean in mode.clean:
@@ -138,23 +122,19 @@ def build_model(config: Mapping[str, Any]) -> JointModel:
     total = sum(mode.probability for mode in modes.values())
     if abs(total - 1.0) > 1e-6:
         raise ValueError(f"the probabilities of modes sum to {total}; they must sum to 1")
-    text = build(TextConfig, dict(config["text"]), "text")
-    model = build(ModelConfig, dict(config["model"]), "model")
+    prompt = build_kind(text.KINDS, config["text"], "text")
+    model = build_kind(BACKBONES, config["model"], "model")
+    streams = tuple(Stream(m.name, m.codec.channels, m.position, m.decoder_blocks) for m in modalities.values())
+    networks = {name: m.network(model.compute_dtype) for name, m in modalities.items() if m.network is not None}
+    if (encoder := prompt.network(model.compute_dtype)) is not None:
+        networks["text"] = encoder
     joint = JointModel(
         modalities=modalities,
         modes=modes,
-        text=text,
-        text_encoder=ByteTextEncoder(text.group, text.width, model.compute_dtype),
-        backbone=FlatDiT(
-            streams=tuple(Stream(m.name, m.codec.channels, m.position, m.decoder_blocks) for m in modalities.values()),
-            width=model.width,
-            layers=model.layers,
-            heads=model.heads,
-            kv_heads=model.kv_heads,
-            mlp_ratio=model.mlp_ratio,
-            dtype=model.compute_dtype,
-            remat=model.remat,
-        ),
+        text=prompt,
+        text_encoder=prompt.encoder(model.compute_dtype),
+        backbone=model.module(streams),
+        networks=networks,
         resolution=tuple(config["data"]["resolution"]),
     )
     joint.grids  # noqa: B018  (an indivisible resolution is found here, not in the first step)

@@ -2,7 +2,8 @@
 
 Everything else in the program is written once, over a mapping keyed by modality name. A new modality is one file with a
 codec, named by `kind` in the config: `kind="depth"` is `mf_jax.modalities.depth`, a dotted kind is imported as it is.
-The file offers `Codec`, a frozen dataclass whose fields are the modality's options in the config.
+The file offers `Codec`, a frozen dataclass whose fields are the modality's options in the config, and, where the codec
+reads what a frozen network makes, `network(codec, dtype)`.
 
 Legend: B batch, H W pixels, N tokens, C channels per token.
 """
@@ -10,20 +11,23 @@ Legend: B batch, H W pixels, N tokens, C channels per token.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from mf_jax.diffusion import noise_levels, path
+from mf_jax.frozen import Batch, FrozenNetwork
 from mf_jax.settings import build, check_at_least
 
-Batch = dict[str, jax.Array]
+SHARED = ("position", "weight", "decoder_blocks")  # keys of a modality that are no options of its codec
 
 
 class Codec(Protocol):
-    """Between a batch and tokens. A frozen network is not called here but before the step, which reads its result."""
+    """Between a batch and tokens. What a frozen network makes of a batch is in it already when `encode` reads it."""
 
     @property
     def channels(self) -> int:
@@ -51,6 +55,7 @@ class Modality:
       prediction: what the network outputs for it: "x" (clean tokens) or "v" (velocity).
       weight: of its loss in the sum.
       decoder_blocks: transformer blocks over its own tokens alone, after the trunk.
+      network: makes the frozen network, computing in a dtype, that its codec reads the result of; None without one.
     """
 
     name: str
@@ -58,8 +63,9 @@ class Modality:
     codec: Codec
     noise: noise_levels.LogitNormal | noise_levels.PlateauLogitNormal
     prediction: str
-    weight: float
-    decoder_blocks: int
+    weight: float = 1.0
+    decoder_blocks: int = 0
+    network: Callable[[jnp.dtype], FrozenNetwork] | None = None
 
     def __post_init__(self) -> None:
         check_at_least(f"modalities.{self.name}", self, position=0, weight=0, decoder_blocks=0)
@@ -89,12 +95,14 @@ def build_modality(name: str, section: Mapping[str, Any]) -> Modality:
         module = importlib.import_module(kind if "." in kind else f"mf_jax.modalities.{kind}")
     except ModuleNotFoundError as error:
         raise ValueError(f"modalities.{name}.kind is {kind!r}: {error}") from None
+    shared = {key: section.pop(key) for key in SHARED if key in section}
+    codec = build(module.Codec, section, f"modalities.{name}")
+    network = getattr(module, "network", None)
     return Modality(
         name=name,
-        position=section.pop("position"),
         noise=build(noise_levels.DISTRIBUTIONS[noise_kind], noise, f"modalities.{name}.noise"),
         prediction=prediction,
-        weight=section.pop("weight", 1.0),
-        decoder_blocks=section.pop("decoder_blocks", 0),
-        codec=build(module.Codec, section, f"modalities.{name}"),
+        codec=codec,
+        network=functools.partial(network, codec) if network else None,
+        **shared,
     )

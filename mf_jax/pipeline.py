@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mf_jax import frozen
 from mf_jax.data.resize import masked_nearest, resize_image
-from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.diffusion.sampler import euler
 from mf_jax.diffusion.schedule import schedules
-from mf_jax.joint_model import JointModel, Params, build_model
+from mf_jax.joint_model import JointModel, Params
+from mf_jax.modality import Batch
 from mf_jax.settings import check_at_least
 
 # What a mode asks for: the modalities that it takes as conditions.
@@ -52,14 +53,19 @@ class SampleConfig:
 
 
 class Pipeline:
-    """A model with its weights. Calls with the same settings and batch size share one compilation."""
+    """A model with its weights. Calls with the same settings and batch size share one compilation.
 
-    def __init__(self, config: Any, model: JointModel, params: Params, step: int):
+    Args:
+      networks: parameters of the model's frozen networks by name.
+    """
+
+    def __init__(self, config: Any, model: JointModel, params: Params, networks: dict[str, Any], step: int):
         self.config = config
         self.model = model
         self.params = params
+        self.networks = networks
         self.step = step
-        self.tokenize = ByteTokenizer(model.text.max_bytes)
+        self.tokenizer = model.text.tokenizer()
         self._compiled = functools.lru_cache(maxsize=16)(self._build)
 
     def sample(
@@ -142,20 +148,23 @@ class Pipeline:
             keys = [jax.random.key(int(s)) for s in seeds]
         else:
             raise ValueError(f"seed has shape {seeds.shape}; it must be one number or one for each of {count} examples")
-        ids = np.stack([self.tokenize(p) for p in prompts])
-        ids_BL = np.broadcast_to(ids, (count, ids.shape[1]))
+        fields = [self.tokenizer.fields(p) for p in prompts]
+        text = {name: np.stack([one[name] for one in fields]) for name in fields[0]}
+        text = {name: np.broadcast_to(v, (count, *v.shape[1:])) for name, v in text.items()}
         inputs = {name: np.broadcast_to(v, (count, *v.shape[1:])) for name, v in inputs.items()}
 
+        text, conditions = self._prepared(text), self._prepared(inputs)
         codecs = {name: self.model.modalities[name].codec for name in CONDITIONS[mode]}
-        conditions = {name: (codec.encode(inputs), codec.valid(inputs)) for name, codec in codecs.items()}
+        conditions = {name: (codec.encode(conditions), codec.valid(conditions)) for name, codec in codecs.items()}
+        null = self._null_text
         run = self._compiled(mode, steps, mu, log2_alpha, guidance, guide)
-        tokens = run(self.params, conditions, ids_BL, jnp.stack(keys))
+        tokens = run(self.params, conditions, text, null, jnp.stack(keys))
         if refine:
             image = tokens["image"]  # as it was sampled, without a detour over 8-bit pixels
             refiner = self._compiled("i2d", steps, mu, 0.0, 1.0, guide)
             given = {"image": (image, jnp.ones(image.shape, bool))}
-            tokens["depth"] = refiner(self.params, given, ids_BL, jnp.stack(keys))["depth"]
-        result = {name: np.asarray(v) for name, v in self.model.decode(tokens).items()}
+            tokens["depth"] = refiner(self.params, given, text, null, jnp.stack(keys))["depth"]
+        result = {name: np.asarray(v) for name, v in self._decode(self.networks, tokens).items()}
         if "depth" in CONDITIONS[mode]:
             result["depth"] = np.where(inputs["depth_valid"], result["depth"], 0.0)
         return result
@@ -167,7 +176,7 @@ class Pipeline:
         return 1.0 if mode == "i2d" else self.config["sample"]["guidance"]
 
     def _build(self, mode: str, steps: int, mu: float, log2_alpha: float, guidance: float, guide: str) -> Any:
-        """The jitted sampler of one setting: (params, conditions, ids_BL, key_B) -> clean tokens."""
+        """The jitted sampler of one setting: (params, conditions, text, null_text, key_B) -> clean tokens."""
         model = self.model
         pinned = {} if mode == "partial" else {name: 0.0 for name in CONDITIONS[mode]}
         warped = {"depth": log2_alpha} if mode == "partial" or (mode == "joint" and log2_alpha) else {}
@@ -176,7 +185,7 @@ class Pipeline:
         scales = {name: guidance if guide == "all" or name == guide else 1.0 for name in model.modalities}
 
         @jax.jit
-        def run(params: Params, conditions: dict[str, Any], ids_BL: jax.Array, key_B: jax.Array) -> Any:
+        def run(params: Params, conditions: dict[str, Any], text: Batch, null_text: Batch, key_B: jax.Array) -> Any:
             noise = {}
             for i, (name, (rows, columns)) in enumerate(model.grids.items()):
                 shape = (rows * columns, model.modalities[name].codec.channels)
@@ -187,13 +196,30 @@ class Pipeline:
                 grid,
                 {name: m.prediction for name, m in model.modalities.items()},
                 conditions,
-                ids_BL,
-                jnp.broadcast_to(model.null_ids, ids_BL.shape),
+                text,
+                jax.tree.map(lambda null, given: jnp.broadcast_to(null, given.shape), null_text, text),
                 scales,
                 self.config["objective"]["t_floor"],
             )
 
         return run
+
+    @functools.cached_property
+    def _null_text(self) -> Batch:
+        """What the model reads of the empty prompt, leading axis 1."""
+        return self._prepared(self.model.null_text)
+
+    @functools.cached_property
+    def _prepare(self) -> Any:
+        return jax.jit(self.model.prepare)
+
+    def _prepared(self, batch: dict[str, np.ndarray]) -> Batch:
+        """The fields with what the frozen networks make of them."""
+        return self._prepare(self.networks, batch)
+
+    @functools.cached_property
+    def _decode(self) -> Any:
+        return jax.jit(self.model.decode)
 
     def _image_input(self, image: np.ndarray) -> dict[str, np.ndarray]:
         image = image[None] if image.ndim == 3 else image
@@ -218,25 +244,18 @@ class Pipeline:
 def load(
     directory: str | pathlib.Path, step: int | None = None, weights: str = "ema", overrides: Sequence[str] = ()
 ) -> Pipeline:
-    """The model of a training run's directory.
+    """The model of a directory.
 
     Args:
-      directory: the `--workdir` of a run. step: which checkpoint, the latest unless said.
+      directory: the `--workdir` of a run, or an exported one. step: which checkpoint, the latest unless said.
       weights: "ema" or "params". overrides: of the config, "sample.steps=20".
 
     Raises:
       ValueError: no checkpoint there, or it does not fit its own config.
     """
-    from mf_jax import checkpoint, config, train_state
+    from mf_jax.stored import Stored
 
-    if weights not in ("ema", "params"):
-        raise ValueError(f"weights is {weights!r}; it must be 'ema' or 'params'")
-    folder = pathlib.Path(directory) / "checkpoints"
-    if not folder.is_dir():
-        raise ValueError(f"no checkpoints in {directory}; give the --workdir of a training run")
-    checkpoints = checkpoint.Checkpoints(folder)
-    resolved = config.resolve(checkpoints.config(step), overrides)
-    model = build_model(resolved)
-    state, _ = checkpoints.restore(train_state.abstract(model, resolved), step)
-    checkpoints.close()
-    return Pipeline(resolved, model, getattr(state, weights), int(state.step))
+    stored = Stored(directory, step, overrides)
+    params = stored.params(weights)
+    stored.close()
+    return Pipeline(stored.config, stored.model, params, frozen.load(stored.model.networks), stored.step)

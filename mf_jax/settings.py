@@ -32,6 +32,23 @@ def check_at_least(where: str, settings: Any, **least: float) -> None:
             raise ValueError(f"{where}.{name} is {value!r}; it must be a number and at least {bound}")
 
 
+def kind_of(kinds: Mapping[str, type[T]], section: Mapping[str, Any], where: str) -> type[T]:
+    """The class that a section's `kind` names, the first of `kinds` without one.
+
+    Raises:
+      ValueError: an unknown kind (names the nearest).
+    """
+    kind = section.get("kind", next(iter(kinds)))
+    if kind not in kinds:
+        raise ValueError(f"{where}.kind is {kind!r}; {nearest(str(kind), kinds)}")
+    return kinds[kind]
+
+
+def build_kind(kinds: Mapping[str, type[T]], section: Mapping[str, Any], where: str) -> T:
+    """`build` of the class that the section's `kind` names."""
+    return build(kind_of(kinds, section, where), {k: v for k, v in section.items() if k != "kind"}, where)
+
+
 def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
     """`cls(**section)` for a dataclass, lists made tuples.
 

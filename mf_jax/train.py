@@ -17,16 +17,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
-from mf_jax import flops, metrics, train_state
+from mf_jax import flops, frozen, initial, metrics, train_state
 from mf_jax.checkpoint import CheckpointConfig, Checkpoints
 from mf_jax.config import difference, resolve, to_dict
 from mf_jax.data.loader import build_train_loader
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
 from mf_jax.settings import build
-from mf_jax.train_step import ObjectiveConfig, make_train_step
+from mf_jax.stored import Stored
+from mf_jax.train_step import TEACHER, ObjectiveConfig, make_train_step
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
 # of steps where the learning rate does not depend on it.
@@ -34,6 +36,7 @@ MAY_CHANGE = (
     "train.log_every",
     "checkpoint.",
     "data.workers",
+    "data.cache",
     "data.source.root",
     "data.source.max_unreadable",
     "data.source.test",
@@ -76,22 +79,40 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
         loader = build_train_loader(
             config["data"],
             batch_size=batch_size,
-            text_length=model.text.max_bytes,
+            tokenizer=model.text.tokenizer(),
             seed=config["seed"],
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         stack.callback(loader.close)
 
+        # Frozen networks and, for self-distillation, the teacher
+        objective = build(ObjectiveConfig, config["objective"], "objective")
+        source = Stored(config["init"]["checkpoint"]) if config["init"]["checkpoint"] else None
+        networks = frozen.load(model.networks, mesh)
+
         # State: the latest checkpoint of this workdir, or step 0
         checkpoints = Checkpoints(workdir / "checkpoints", build(CheckpointConfig, config["checkpoint"], "checkpoint"))
         stack.callback(checkpoints.close)
-        if checkpoints.latest() is None:
-            state = train_state.new(model, config, mesh)
-        else:
+        weights = None
+        if source is not None and (objective.distills or checkpoints.latest() is None):
+            weights = source.params(config["init"]["weights"], mesh)
+            source.close()
+        if objective.distills:
+            networks[TEACHER] = initial.teacher(config, weights)
+        if checkpoints.latest() is not None:
+            if "opt_state" not in checkpoints.items():
+                raise ValueError(f"{workdir} is an import; train in another --workdir with init.checkpoint={workdir}")
             _check_same(resolve(checkpoints.config()), config, workdir)
-            state, position = checkpoints.restore(train_state.abstract(model, config, mesh))
-            loader.set_state(position)
+            state = _restore(checkpoints, train_state.abstract(model, config, mesh))
+            loader.set_state(checkpoints.iterator())
+        elif weights is not None:
+            params, origins = initial.params(model, config, mesh, weights)
+            print(f"starting from {config['init']['checkpoint']}: {origins}")
+            state = train_state.new(model, config, mesh, params)
+            del params, weights  # what the teacher does not hold
+        else:
+            state = train_state.new(model, config, mesh)
         start = int(state.step)
         if start >= steps:
             print(f"{workdir} is at step {start} of {steps}: nothing to train")
@@ -104,7 +125,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
         step_fn = jax.jit(
             make_train_step(
                 model,
-                build(ObjectiveConfig, config["objective"], "objective"),
+                objective,
                 train_state.optimizer_of(config),
                 config["seed"],
                 config["train"]["accumulate"],
@@ -123,7 +144,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
             waiting = time.perf_counter()
             batch = next(loader)
             host = {"data_wait_seconds": time.perf_counter() - waiting}
-            state, step_metrics = step_fn(state, sharding.put_batch(batch, mesh))
+            state, step_metrics = step_fn(state, networks, sharding.put_batch(batch, mesh))
             if pending is not None:
                 log.add(*pending)
             pending = (step + 1, step_metrics, host)
@@ -132,7 +153,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
             if last or (step + 1) % config["checkpoint"]["every"] == 0:
                 log.add(*pending)
                 pending = None
-                checkpoints.save(step + 1, state, loader.get_state(), to_dict(config))
+                checkpoints.save(step + 1, _items(state), loader.get_state(), to_dict(config))
             if last:
                 break
         checkpoints.wait()
@@ -142,13 +163,23 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
     return step + 1
 
 
+def _items(state: train_state.TrainState) -> dict[str, Any]:
+    """The arrays of a state by name; its step is the checkpoint's."""
+    return {name: value for name, value in vars(state).items() if name != "step"}
+
+
+def _restore(checkpoints: Checkpoints, abstract: train_state.TrainState) -> train_state.TrainState:
+    step = jax.device_put(np.int32(checkpoints.step()), abstract.step.sharding)
+    return train_state.TrainState(step=step, **checkpoints.restore(_items(abstract)))
+
+
 class _Log:
     """The progress bar, the log interval and the files they go to."""
 
     def __init__(self, workdir: pathlib.Path, model: Any, config: Mapping[str, Any], start: int):
         self._every = config["train"]["log_every"]
         self._batch = config["train"]["batch"]
-        self._flops = flops.step_flops(model, self._batch)
+        self._flops = flops.step_flops(model, config)
         self._last = start
         self._interval = metrics.Interval(tuple(model.modes))
         self._writer = metrics.Writer(workdir, start)

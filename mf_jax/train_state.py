@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mf_jax import freeze
 from mf_jax.joint_model import JointModel
 from mf_jax.optimizer import OptimizerConfig, make_optimizer
 from mf_jax.parallel import sharding
@@ -20,10 +21,15 @@ INIT_STREAM = 0  # first fold of the seed for the initial parameters
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Steps done, float32 parameters, their moving average, and the optimizer's moments."""
+    """Attributes:
+    step: updates done.
+    params: float32 parameters that are trained. frozen: those that are not (train.freeze), {} without any.
+    ema: moving average of params. opt_state: the optimizer's moments of params.
+    """
 
     step: jax.Array
     params: Any
+    frozen: Any
     ema: Any
     opt_state: Any
 
@@ -33,21 +39,45 @@ def optimizer_of(config: Mapping[str, Any]) -> optax.GradientTransformation:
     return make_optimizer(section, config["train"]["steps"])
 
 
-def _boxed(model: JointModel, config: Mapping[str, Any]) -> TrainState:
-    """Step 0 with logical axis names on every leaf that has axes; the EMA starts as the parameters."""
-    params = model.init(jax.random.fold_in(jax.random.key(config["seed"]), INIT_STREAM))
+def initial_params(model: JointModel, config: Mapping[str, Any]) -> Any:
+    """All parameters at step 0, boxed with their logical axis names."""
+    return model.init(jax.random.fold_in(jax.random.key(config["seed"]), INIT_STREAM))
+
+
+def _from_params(params: Any, config: Mapping[str, Any]) -> TrainState:
+    """Step 0 with these parameters, boxed or not; the EMA starts as they are."""
+    trained, frozen = freeze.split(params, config["train"]["freeze"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema=jax.tree.map(jnp.copy, params),
-        opt_state=optimizer_of(config).init(params),
+        params=trained,
+        frozen=frozen,
+        ema=jax.tree.map(jnp.copy, trained),
+        opt_state=optimizer_of(config).init(trained),
     )
 
 
-def new(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> TrainState:
-    """A fresh state, every array made where it belongs."""
+def _boxed(model: JointModel, config: Mapping[str, Any]) -> TrainState:
+    return _from_params(initial_params(model, config), config)
+
+
+def new(
+    model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh, params: Mapping[str, Any] | None = None
+) -> TrainState:
+    """A fresh state, every array made where it belongs.
+
+    Args:
+      params: what to start from, laid out as `layout_of_params`; fresh parameters without it.
+    """
     layout = layout_of(model, config, mesh)
-    return jax.jit(lambda: nn.unbox(_boxed(model, config)), out_shardings=layout)()
+    if params is None:
+        return jax.jit(lambda: nn.unbox(_boxed(model, config)), out_shardings=layout)()
+    return jax.jit(lambda params: _from_params(params, config), out_shardings=layout)(params)
+
+
+def layout_of_params(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, dtypes and NamedShardings of all parameters, trained and frozen."""
+    boxed = jax.eval_shape(lambda: initial_params(model, config))
+    return _placed(nn.unbox(boxed), sharding.shardings(boxed, mesh))
 
 
 def layout_of(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> TrainState:
@@ -64,9 +94,9 @@ def abstract(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Me
     boxed = jax.eval_shape(lambda: _boxed(model, config))
     if mesh is None:
         single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=single), nn.unbox(boxed))
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        nn.unbox(boxed),
-        sharding.shardings(boxed, mesh),
-    )
+        return _placed(nn.unbox(boxed), jax.tree.map(lambda _: single, nn.unbox(boxed)))
+    return _placed(nn.unbox(boxed), sharding.shardings(boxed, mesh))
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -17,25 +17,41 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mf_jax import ema
+from mf_jax import ema, freeze
 from mf_jax.diffusion import loss, noise_levels
-from mf_jax.diffusion.path import interpolate
+from mf_jax.diffusion.path import interpolate, velocity_of
 from mf_jax.joint_model import JointModel
 from mf_jax.modality import Batch
+from mf_jax.settings import check_at_least
 from mf_jax.train_state import TrainState
 
 NOISE_BINS = 5
+TEACHER = "teacher"  # among the networks: parameters of the model that training started from
+DISTILL = "distill"  # among the losses
 STEPS_STREAM = 1  # first fold of the seed for the steps; initialisation has train_state.INIT_STREAM
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """caption_dropout: share of examples trained with the empty prompt. t_floor: under t in the velocity-space loss."""
+    """Attributes:
+    caption_dropout: share of examples trained with the empty prompt.
+    t_floor: under t in the velocity-space loss.
+    distill_high, distill_low: weight of self-distillation (eq. 8), high t + low (1 - t) with the mean noise level t of
+      the other modalities. The teacher is the model that training starts from (init.checkpoint), shown the leading
+      modality alone. 0 and 0: none.
+    """
 
     caption_dropout: float = 0.1
     t_floor: float = 0.05
+    distill_high: float = 0.0
+    distill_low: float = 0.0
+
+    @property
+    def distills(self) -> bool:
+        return self.distill_high > 0 or self.distill_low > 0
 
     def __post_init__(self) -> None:
+        check_at_least("objective", self, distill_high=0, distill_low=0)
         if not 0.0 <= self.caption_dropout <= 1.0 or not 0.0 < self.t_floor < 1.0:
             raise ValueError(
                 f"objective.caption_dropout is {self.caption_dropout}, it must be in [0, 1]; "
@@ -59,19 +75,26 @@ def _draw(model: JointModel, seed: int, step: jax.Array, batch_size: int) -> dic
 
 
 def _errors(
-    model: JointModel, objective: ObjectiveConfig, params: Any, batch: Batch, drawn: dict[str, Any]
+    model: JointModel,
+    objective: ObjectiveConfig,
+    networks: dict[str, Any],
+    params: Any,
+    frozen: Any,
+    batch: Batch,
+    drawn: dict[str, Any],
 ) -> dict[str, jax.Array]:
-    """Squared velocity error summed over each example, by modality (B,)."""
+    """Squared velocity error summed over each example, by modality (B,); DISTILL is that to the teacher, weighted."""
+    dropped = drawn["caption_u"] < objective.caption_dropout
+    text = {n: jnp.where(dropped[:, None], null, batch[n]) for n, null in model.null_text.items()}
+    batch = model.prepare(networks, batch | text)
     clean, valid = model.encode(batch)
     x, eps = {}, {}
     for i, (name, x0_BNC) in enumerate(clean.items()):
         key_B = jax.vmap(jax.random.fold_in, (0, None))(drawn["noise_key"], i)
         eps[name] = jax.vmap(lambda k, shape=x0_BNC.shape[1:]: jax.random.normal(k, shape))(key_B)
         x[name] = interpolate(x0_BNC, eps[name], drawn["t"][name], valid[name])
-    dropped = (drawn["caption_u"] < objective.caption_dropout)[:, None]
-    ids_BL = jnp.where(dropped, model.null_ids, batch["text_ids"])
-    y = model.predict(params, x, drawn["t"], ids_BL)
-    return {
+    y = model.predict(freeze.merge(params, frozen), x, drawn["t"], batch)
+    errors = {
         name: loss.squared_error(
             y[name],
             clean[name],
@@ -83,6 +106,18 @@ def _errors(
         )
         for name, m in model.modalities.items()
     }
+    if objective.distills:
+        name = model.leading
+        t_B, prediction = drawn["t"][name], model.modalities[name].prediction
+        teacher = model.predict(freeze.merge(networks[TEACHER], frozen), {name: x[name]}, {name: t_B}, batch)
+        student_v, teacher_v = (
+            velocity_of(raw, x[name], t_B, prediction, objective.t_floor) for raw in (y[name], teacher[name])
+        )
+        mask = loss.loss_mask(valid[name], t_B)
+        apart_B = jnp.sum(jnp.square(jnp.where(mask, student_v - teacher_v, 0.0)), axis=(1, 2))
+        others_B = jnp.mean(jnp.stack([t for other, t in drawn["t"].items() if other != name]), axis=0)
+        errors[DISTILL] = (objective.distill_high * others_B + objective.distill_low * (1.0 - others_B)) * apart_B
+    return errors
 
 
 def _split(tree: Any, parts: int) -> Any:
@@ -95,7 +130,9 @@ def loss_and_gradient(
     objective: ObjectiveConfig,
     seed: int,
     accumulate: int,
+    networks: dict[str, Any],
     params: Any,
+    frozen: Any,
     batch: Batch,
     step: jax.Array,
 ) -> tuple[jax.Array, Any, dict[str, Any]]:
@@ -103,9 +140,12 @@ def loss_and_gradient(
 
     Args:
       accumulate: parts that the batch is computed in, one after the other; the result is that of the whole batch.
+      networks: parameters of the frozen networks, and of the teacher under TEACHER.
+      params, frozen: the model's; the gradient is that of params.
 
     Returns:
-      loss: sum over modalities of weight * (masked sum of squared velocity errors / global count).
+      loss: sum over modalities of weight * (masked sum of squared velocity errors / global count); self-distillation
+        counts as the leading modality does.
       gradient: as `params`.
       statistics: {"sum"|"count": {modality: (R, S)}} by mode and noise bin; {"missing": {modality: examples in which
         nothing of it was measured}}.
@@ -118,9 +158,11 @@ def loss_and_gradient(
         for name in model.modalities
     }
     scale = {name: m.weight / jnp.maximum(jnp.sum(counts[name]), 1.0) for name, m in model.modalities.items()}
+    if objective.distills:
+        counts[DISTILL], scale[DISTILL] = counts[model.leading], scale[model.leading]
 
     def part_loss(params: Any, batch: Batch, drawn: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        errors = _errors(model, objective, params, batch, drawn)
+        errors = _errors(model, objective, networks, params, frozen, batch, drawn)
         return sum(scale[name] * jnp.sum(error_B) for name, error_B in errors.items()), errors
 
     gradient_of = jax.value_and_grad(part_loss, has_aux=True)
@@ -142,8 +184,9 @@ def loss_and_gradient(
 def _statistics(model: JointModel, errors: Any, counts: Any, drawn: dict[str, Any], missing: Any) -> dict[str, Any]:
     """Sums and counts by mode and noise bin, (R, S) by modality; `missing` as it is."""
     result: dict[str, Any] = {"sum": {}, "count": {}, "missing": missing}
-    for name in model.modalities:
-        noise_bin = jnp.clip((drawn["t"][name] * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
+    for name in errors:
+        t_B = drawn["t"][model.leading if name == DISTILL else name]
+        noise_bin = jnp.clip((t_B * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
         cell = drawn["mode"] * NOISE_BINS + noise_bin
         for kind, value_B in (("sum", errors[name]), ("count", counts[name])):
             cells = jax.ops.segment_sum(value_B, cell, num_segments=len(model.modes) * NOISE_BINS)
@@ -158,12 +201,12 @@ def make_train_step(
     seed: int,
     accumulate: int,
     ema_decay: float,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-    """(state, batch) -> (next state, metrics); metrics are device arrays that nobody has to wait for."""
+) -> Callable[[TrainState, dict[str, Any], Batch], tuple[TrainState, dict[str, Any]]]:
+    """(state, networks, batch) -> (next state, metrics); metrics are device arrays that nobody has to wait for."""
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def train_step(state: TrainState, networks: dict[str, Any], batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         value, gradient, statistics = loss_and_gradient(
-            model, objective, seed, accumulate, state.params, batch, state.step
+            model, objective, seed, accumulate, networks, state.params, state.frozen, batch, state.step
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -173,7 +216,7 @@ def make_train_step(
             "param_norm": optax.tree.norm(params),
             **statistics,
         }
-        new = TrainState(state.step + 1, params, ema.update(state.ema, params, state.step, ema_decay), opt_state)
-        return new, metrics
+        average = ema.update(state.ema, params, state.step, ema_decay)
+        return TrainState(state.step + 1, params, state.frozen, average, opt_state), metrics
 
     return train_step

@@ -3,6 +3,7 @@
 Legend: T tokens of a sequence.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -28,7 +29,8 @@ def kernel_sizes(model):
 
 def test_count_by_hand(tiny_config):
     """Every weight that a token meets is one multiply-add; attention is 2 T^2 width per block."""
-    model = build_model(resolve(tiny_config))
+    config = resolve(tiny_config)
+    model = build_model(config)
     sizes = kernel_sizes(model)
     text, image, depth = 96 // 8, 2 * 2, 2 * 2
     total = text + image + depth
@@ -39,7 +41,7 @@ def test_count_by_hand(tiny_config):
     multiply_adds = sum(sizes[name] * tokens for name, tokens in met.items())
     multiply_adds += 2 * (2 * total**2 * 32) + 1 * (2 * depth**2 * 32)
     assert flops.forward_flops(model) == 2 * multiply_adds
-    assert flops.step_flops(model, 8) == 3 * 8 * 2 * multiply_adds
+    assert flops.step_flops(model, config) == 3 * 8 * 2 * multiply_adds
 
 
 def test_xla_counts_the_same(tiny_config):
@@ -58,7 +60,7 @@ def test_xla_counts_the_same(tiny_config):
         for name, (rows, columns) in model.grids.items()
     }
     t = dict.fromkeys(x, jax.ShapeDtypeStruct((1,), jnp.float32))
-    ids = jax.ShapeDtypeStruct((1, 96), jnp.int32)
+    ids = {"text_ids": jax.ShapeDtypeStruct((1, 96), jnp.int32)}
     counted = jax.jit(model.predict).lower(params, x, t, ids).cost_analysis()["flops"]
     once = sum(size for name, size in kernel_sizes(model).items() if "time_" in name or "modulation" in name)
     expected = flops.forward_flops(model) + 2 * once
@@ -69,13 +71,14 @@ def test_xla_counts_the_same(tiny_config):
 
 def test_cost_of_more_layers_and_tokens(tiny_config):
     """Linear in the layers; attention is quadratic in the tokens."""
-    block = flops.block_flops(tokens=100, width=64, heads=4, kv_heads=2, mlp_width=192)
+    part = flops._blocks("trunk", 1, tokens=100, width=64, heads=4, kv_heads=2, mlp_width=192)
+    block = part.weights + part.attention
     assert block == 2 * 100 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 192) + 4 * 100**2 * 64
     tiny_config["model"]["layers"] = 5
     more = flops.forward_flops(build_model(resolve(tiny_config)))
     tiny_config["model"]["layers"] = 4
     less = flops.forward_flops(build_model(resolve(tiny_config)))
-    assert more - less == flops.block_flops(20, 32, 2, 1, 96)
+    assert more - less == sum(dataclasses.astuple(flops._blocks("", 1, 20, 32, 2, 1, 96))[1:])
 
 
 def test_peak_of_an_unlisted_device_is_unknown(monkeypatch):

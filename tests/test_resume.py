@@ -16,7 +16,8 @@ def get_config():
     return dict(
         data=dict(
             source=dict(kind="procedural", train=40, validation=4, test=4),
-            resolution=(16, 16), sparsify=dict(kind="random", fraction=0.3), flip=True, workers={workers},
+            resolution=(16, 16), sparsify=dict(kind="random", fraction=0.3), augment=dict(flip=True),
+            workers={workers},
         ),
         text=dict(max_bytes=96, group=8, width=16),
         modalities=dict(

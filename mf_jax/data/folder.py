@@ -27,7 +27,8 @@ class FolderSource:
       split: which of `splits` to read.
       root: the folder.
       image: pattern of the images (8 bit), such as "frame-*.color.jpg" or "rgb/*.png".
-      depth: pattern of the depth maps: .png (16 bit, one channel), .npy or .npz.
+      depth: pattern of the depth maps: .png (16 bit, one channel), .npy or .npz. None: images alone, whose depth is
+        missing everywhere.
       depth_scale: metres per unit of the depth files: 0.001 for millimetres, 1/256 for KITTI.
       splits: frames of each split as a Python slice over the sorted frames: {"train": "0:200", "test": "200:"}.
         Splits may overlap.
@@ -53,8 +54,8 @@ class FolderSource:
         *,
         root: str,
         image: str,
-        depth: str,
-        depth_scale: float,
+        depth: str | None = None,
+        depth_scale: float | None = None,
         splits: Mapping[str, str],
         invalid: Sequence[float] = (0, 65535),
         mask: str | None = None,
@@ -64,14 +65,16 @@ class FolderSource:
         captions: str = "",
         max_unreadable: int = 10,
     ):
-        if depth_scale <= 0:
+        if depth is not None and depth_scale is None:
+            raise ValueError(f"source.depth is {depth!r} without source.depth_scale, the metres per unit of its files")
+        if depth_scale is not None and depth_scale <= 0:
             raise ValueError(f"depth_scale is metres per unit and must be positive, got {depth_scale}")
         self._root = Path(root)
         if not self._root.is_dir():
             raise ValueError(f"data folder {str(root)!r} does not exist")
         images = _match(self._root, "image", image)
         self._images = images
-        self._depths = _paired(images, _match(self._root, "depth", depth), "depth", depth)
+        self._depths = _paired(images, _match(self._root, "depth", depth), "depth", depth) if depth else {}
         self._masks = _paired(images, _match(self._root, "mask", mask), "mask", mask) if mask else {}
         frames = sorted(images, key=_natural)
         self._frames = frames[_split_slice(split, splits)]
@@ -119,15 +122,16 @@ class FolderSource:
     def _read(self, index: int) -> dict[str, Any]:
         frame = self._frames[index]
         image_HW3 = read_image(self._images[frame])
-        values_HW = read_depth(self._depths[frame], self._npz_key)
+        size = image_HW3.shape[:2]
+        values_HW = read_depth(self._depths[frame], self._npz_key) if self._depths else np.zeros(size, np.float32)
         mask_HW = read_mask(self._masks[frame]) if self._masks else np.ones(values_HW.shape, bool)
-        for path, array in ((self._depths[frame], values_HW), (self._masks.get(frame), mask_HW)):
+        for path, array in ((self._depths.get(frame), values_HW), (self._masks.get(frame), mask_HW)):
             if array.shape != image_HW3.shape[:2]:
                 raise ValueError(
                     f"{path} is {array.shape[1]}x{array.shape[0]}, its image {self._images[frame]} is "
                     f"{image_HW3.shape[1]}x{image_HW3.shape[0]}: they must be registered, pixel on pixel"
                 )
-        depth_HW = values_HW.astype(np.float32) * np.float32(self._depth_scale)
+        depth_HW = values_HW.astype(np.float32) * np.float32(self._depth_scale or 1.0)
         valid_HW = mask_HW & np.isfinite(depth_HW) & (depth_HW > 0) & ~np.isin(values_HW, self._invalid)
         if self._max_depth is not None:
             valid_HW &= depth_HW <= self._max_depth

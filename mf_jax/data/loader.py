@@ -20,21 +20,22 @@ import grain
 import numpy as np
 from absl import logging
 
+from mf_jax.data.augment import AugmentConfig
 from mf_jax.data.sources import Source, build_source
 from mf_jax.data.sparsify import make_sparsifier
-from mf_jax.data.tokenizer import ByteTokenizer
-from mf_jax.data.transforms import Examples, random_flip
+from mf_jax.data.tokenizer import Tokenizer
+from mf_jax.data.transforms import Examples, View
 from mf_jax.data.workers import Prefetch
-from mf_jax.settings import nearest
+from mf_jax.settings import build, nearest
 
-_KEYS = ("source", "resolution", "sparsify", "flip", "workers")
+_KEYS = ("source", "resolution", "sparsify", "augment", "cache", "workers")
 
 
 def build_train_loader(
     data: Mapping[str, Any],
     *,
     batch_size: int,
-    text_length: int,
+    tokenizer: Tokenizer,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -42,11 +43,11 @@ def build_train_loader(
     """The training batches that a data config describes.
 
     Args:
-      data: dict(source=..., resolution=(H, W), sparsify=dict(kind="none"), flip=False, workers=0); the last three
-        may be left out. See build_source and make_sparsifier. flip mirrors examples at random.
+      data: dict(source=..., resolution=(H, W), sparsify=dict(kind="none"), augment={}, cache=False, workers=0); the
+        last four may be left out. See build_source, make_sparsifier, AugmentConfig and Examples.
       batch_size: B.
-      text_length: L, bytes per caption.
-      seed: of the order, the sparsifier and the flips.
+      tokenizer: of captions. With workers it is pickled.
+      seed: of the order, the sparsifier and what is augmented.
 
     Raises:
       ValueError: an unknown key (names the nearest), and what the parts raise.
@@ -54,19 +55,21 @@ def build_train_loader(
     for key in data:
         if key not in _KEYS:
             raise ValueError(f"unknown config key data.{key}; {nearest(key, _KEYS)}")
-    source = build_source(data, "train")
+    augment = build(AugmentConfig, data.get("augment", {}), "data.augment")
+    resolution = tuple(data["resolution"])
     examples = Examples(
-        source,
-        resolution=data["resolution"],
-        sparsifier=make_sparsifier(data.get("sparsify", {"kind": "none"})),
-        tokenizer=ByteTokenizer(text_length),
-        seed=seed,
+        build_source(data, "train"),
+        resolution=resolution,
+        crop=augment.crop,
+        tokenizer=tokenizer,
+        cache=data.get("cache", False),
     )
+    sparsifier = make_sparsifier(data.get("sparsify", {"kind": "none"}))
     return TrainLoader(
         examples,
+        View(resolution, augment, sparsifier, seed),
         batch_size=batch_size,
         seed=seed,
-        flip=data.get("flip", False),
         workers=data.get("workers", 0),
         process_index=process_index,
         process_count=process_count,
@@ -81,9 +84,9 @@ class TrainLoader:
 
     Args:
       examples: random access to examples. With workers it is pickled.
+      view: what the model sees of an example; given the generator of the position. With workers it is pickled.
       batch_size: B.
-      seed: of order and flips; every epoch has another order.
-      flip: mirror at random.
+      seed: of order and views; every epoch has others.
       workers: processes that make batches; 0 makes them in a thread of this process.
       process_index, process_count: which share of each batch is this process's.
 
@@ -95,10 +98,10 @@ class TrainLoader:
     def __init__(
         self,
         examples: Examples,
+        view: View,
         *,
         batch_size: int,
         seed: int,
-        flip: bool = False,
         workers: int = 0,
         process_index: int = 0,
         process_count: int = 1,
@@ -111,10 +114,7 @@ class TrainLoader:
             raise ValueError(f"process_index {process_index} is not below process_count {process_count}")
         if workers < 0:
             raise ValueError(f"data.workers must not be negative, got {workers}")
-        stream = grain.MapDataset.source(examples).seed(seed).shuffle()
-        if flip:
-            stream = stream.random_map(random_flip)
-        self._stream = stream.repeat()
+        self._stream = grain.MapDataset.source(examples).seed(seed).shuffle().random_map(view).repeat()
         self._examples = examples
         self._batch_size = batch_size
         self._seed = seed
@@ -132,8 +132,8 @@ class TrainLoader:
 
         Returns:
           image (b,H,W,3) uint8; depth (b,H,W) float32 metres, 0 where missing; depth_valid (b,H,W) bool;
-          text_ids (b,L) int32, 0 is padding; index (b,) int64 records; skipped (b,) int32 files passed over.
-          Arrays that come from a worker are read-only.
+          text_ids (b,L) int32, text_mask (b,L) bool where the tokenizer gives one; index (b,) int64 records;
+          skipped (b,) int32 files passed over. Arrays that come from a worker are read-only.
         """
         batch = next(self._running())
         self._position += self._batch_size

@@ -1,33 +1,46 @@
-"""From a record of a source to the example that the model trains on.
+"""From a record of a source to the example that the model trains on, in two steps.
+
+`Examples` is what is the same every time: reading and resizing to a working resolution, which can be cached. `View` is
+what differs from one time to the next.
 
 Legend: B batch, H W height and width in pixels, L text length in bytes.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+from mf_jax.data.augment import AugmentConfig, jitter_colour, random_window
 from mf_jax.data.resize import center_crop_to_aspect, masked_nearest, resize_image
 from mf_jax.data.sparsify import Sparsifier
-from mf_jax.data.tokenizer import ByteTokenizer
+from mf_jax.data.tokenizer import Tokenizer
+
+Example = dict[str, np.ndarray]
+
+# Side of a working pixel, in pixels of the model at the closest crop. Compared with the same window cut from the frame
+# itself, on 7-Scenes, images differ by 1.8 of 255 and depth by 0.4 %; with 1.0 by 3.3 and 0.9 %, with 0.25 by 1.3 and
+# 0.3 %.
+_WORKING_PIXEL = 0.5
 
 
 class Examples:
-    """The records of a source as examples; random access, and the same example for an index every time.
+    """The records of a source as examples at working resolution; the same example for an index every time.
 
-    Image and depth are cropped around the centre to the aspect ratio of `resolution` and resized, the image by
-    area, depth by masked nearest. Sparsifying comes after resizing: the fraction then is a fraction of what the
-    model sees. Before it, resizing would undo it, since nearly every large cell still holds one valid pixel.
+    Without crops that is `resolution`: image and depth are cropped around the centre to its aspect ratio and resized,
+    the image by area, depth by masked nearest. With crops it is the whole frame, shrunk as far as the smallest window
+    allows, and never enlarged.
 
     Args:
       source: records as in the data contract.
-      resolution: (H, W) of the examples.
-      sparsifier: of mf_jax.data.sparsify; drawn from (seed, index).
+      resolution: (H, W) that the model sees.
+      crop: as in AugmentConfig.
       tokenizer: its length is L. A caption that is too long is cut, and the first one logged.
-      seed: of the sparsifier.
+      cache: keep every example in memory once it has been read, in each process that reads it.
     """
 
     def __init__(
@@ -35,55 +48,115 @@ class Examples:
         source: Sequence[Mapping[str, Any]],
         *,
         resolution: tuple[int, int],
-        sparsifier: Sparsifier,
-        tokenizer: ByteTokenizer,
-        seed: int,
+        tokenizer: Tokenizer,
+        crop: float = 1.0,
+        cache: bool = False,
     ):
         self.source = source
         self.resolution = tuple(resolution)
-        self.sparsifier = sparsifier
+        self.crop = crop
         self.tokenizer = tokenizer
-        self.seed = seed
+        self._cache: dict[int, Example] | None = {} if cache else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is cached: a worker reads for itself."""
+        return self.__dict__ | {"_cache": None if self._cache is None else {}}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """One example.
+    def __getitem__(self, index: int) -> Example:
+        """One example; to be read only, where it is cached.
 
         Returns:
           image (H,W,3) uint8; depth (H,W) float32 metres, 0 where missing; depth_valid (H,W) bool; text_ids (L,) int32;
-          index () int64; skipped () int32.
+          index () int64; skipped () int32. (H, W) differs between examples if there are crops.
         """
+        if self._cache is None:
+            return self._read(index)
+        if index not in self._cache:
+            self._cache[index] = self._read(index)
+        return self._cache[index]
+
+    def _read(self, index: int) -> Example:
         record = self.source[index]
-        fit = functools.partial(center_crop_to_aspect, size=self.resolution)
-        image_HW3, depth_HW, valid_HW = fit(record["image"]), fit(record["depth"]), fit(record["valid"])
-        if image_HW3.shape[:2] != self.resolution:
-            image_HW3 = resize_image(image_HW3, self.resolution)
-            depth_HW, valid_HW = masked_nearest(depth_HW, valid_HW, self.resolution)
-        valid_HW = self.sparsifier(depth_HW, valid_HW, np.random.default_rng((self.seed, index)))
+        image_HW3, depth_HW, valid_HW = record["image"], record["depth"], record["valid"]
+        if self.crop == 1.0:
+            fit = functools.partial(center_crop_to_aspect, size=self.resolution)
+            image_HW3, depth_HW, valid_HW = fit(image_HW3), fit(depth_HW), fit(valid_HW)
+            size = self.resolution
+        else:
+            size = _working_size(valid_HW.shape, self.resolution, self.crop)
+        image_HW3, depth_HW, valid_HW = _resized(image_HW3, depth_HW, valid_HW, size)
         caption = self.tokenizer.fit(record["caption"])
         if caption != record["caption"]:
             logging.log_first_n(
                 logging.WARNING,
-                "The caption of %s was cut to %d bytes; further ones are cut without a message.",
+                "The caption of %s was cut to %s; further ones are cut without a message.",
                 1,
                 record["key"],
-                self.tokenizer.max_bytes,
+                self.tokenizer.limit,
             )
         return {
             "image": np.ascontiguousarray(image_HW3),
             "depth": np.where(valid_HW, depth_HW, np.float32(0)),
             "depth_valid": np.ascontiguousarray(valid_HW),
-            "text_ids": self.tokenizer(caption),
+            **self.tokenizer.fields(caption),
             "index": np.int64(index),
             "skipped": np.int32(record["skipped"]),
         }
 
 
-def random_flip(example: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Mirrors image and depth left to right, one time in two."""
-    if rng.random() < 0.5:
-        return example
-    mirrored = {name: np.ascontiguousarray(example[name][:, ::-1]) for name in ("image", "depth", "depth_valid")}
-    return example | mirrored
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An example as the model sees it this time: a window of it, through its sensor, mirrored, in other colours.
+
+    Sparsifying comes after all resizing: the fraction then is a fraction of what the model sees. Before it, resizing
+    would undo it, since nearly every large cell still holds one valid pixel. It is drawn from (seed, index), so that a
+    record keeps its pixels; with crops it keeps the pattern, which falls on other points of the scene in each window.
+
+    Attributes:
+      resolution: (H, W) of the result. augment: what is drawn anew. sparsifier: of mf_jax.data.sparsify; seed: its.
+    """
+
+    resolution: tuple[int, int]
+    augment: AugmentConfig
+    sparsifier: Sparsifier
+    seed: int
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The contract of `Examples`, with (H, W) = resolution. The example itself is not changed.
+
+        Args:
+          rng: of this position of the stream.
+        """
+        image_HW3, depth_HW, valid_HW = example["image"], example["depth"], example["depth_valid"]
+        mirrored = self.augment.flip and rng.random() >= 0.5
+        if self.augment.crop < 1.0:
+            window = random_window(valid_HW.shape, self.resolution, self.augment.crop, rng)
+            image_HW3, depth_HW, valid_HW = _resized(
+                image_HW3[window], depth_HW[window], valid_HW[window], self.resolution
+            )
+        valid_HW = self.sparsifier(depth_HW, valid_HW, np.random.default_rng((self.seed, int(example["index"]))))
+        depth_HW = np.where(valid_HW, depth_HW, np.float32(0))
+        if mirrored:
+            image_HW3, depth_HW, valid_HW = image_HW3[:, ::-1], depth_HW[:, ::-1], valid_HW[:, ::-1]
+        if self.augment.colour > 0.0:
+            image_HW3 = jitter_colour(image_HW3, self.augment.colour, rng)
+        seen = {"image": image_HW3, "depth": depth_HW, "depth_valid": valid_HW}
+        return example | {name: np.ascontiguousarray(array) for name, array in seen.items()}
+
+
+def _working_size(frame: tuple[int, int], resolution: tuple[int, int], crop: float) -> tuple[int, int]:
+    """(H, W) that a frame is shrunk to, at most its own."""
+    largest = center_crop_to_aspect(np.empty(frame, bool), resolution).shape
+    scale = max(target / (crop * _WORKING_PIXEL * side) for target, side in zip(resolution, largest, strict=True))
+    return frame if scale >= 1.0 else (math.ceil(frame[0] * scale), math.ceil(frame[1] * scale))
+
+
+def _resized(
+    image_HW3: np.ndarray, depth_HW: np.ndarray, valid_HW: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if valid_HW.shape == tuple(size):
+        return image_HW3, depth_HW, valid_HW
+    return resize_image(image_HW3, size), *masked_nearest(depth_HW, valid_HW, size)

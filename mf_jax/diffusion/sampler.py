@@ -9,6 +9,7 @@ Legend: B batch, N tokens, C channels per token, S steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 from mf_jax.diffusion.path import clean_of, interpolate, velocity_of
 
 Tokens = dict[str, jax.Array]
-Predict = Callable[[Tokens, Tokens, jax.Array], Tokens]  # (x_t, t_B, text condition) -> raw outputs
+Predict = Callable[[Tokens, Tokens, Any], Tokens]  # (x_t, t_B, text condition) -> raw outputs
 
 
 def euler(
@@ -26,8 +27,8 @@ def euler(
     schedules: Mapping[str, np.ndarray],
     prediction: Mapping[str, str],
     conditions: Mapping[str, tuple[jax.Array, jax.Array]],
-    text: jax.Array,
-    null_text: jax.Array,
+    text: Any,
+    null_text: Any,
     guidance: Mapping[str, float],
     t_floor: float,
 ) -> Tokens:
@@ -39,7 +40,7 @@ def euler(
       schedules: noise levels (S + 1,) by modality, descending to 0 for targets.
       prediction: "x" or "v" by modality.
       conditions: {modality: (clean tokens x_BNC, valid_BNC)}; all others are targets.
-      text, null_text: conditional and unconditional text input, both with leading axis B.
+      text, null_text: conditional and unconditional text input, trees of arrays with leading axis B.
       guidance: scale by modality, applied to the raw outputs: null + scale * (conditional - null). 1 for all
         targets costs one forward pass per step, anything else two.
       t_floor: floor under t when a clean prediction is turned into a velocity.
@@ -56,7 +57,7 @@ def euler(
         doubled = predict(
             {name: jnp.concatenate([v, v]) for name, v in x.items()},
             {name: jnp.concatenate([v, v]) for name, v in t.items()},
-            jnp.concatenate([text, null_text]),
+            jax.tree.map(lambda a, b: jnp.concatenate([a, b]), text, null_text),
         )
         return {n: y[batch:] + guidance.get(n, 1.0) * (y[:batch] - y[batch:]) for n, y in doubled.items()}
 

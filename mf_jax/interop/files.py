@@ -133,7 +133,7 @@ def write(
                 given, value = next(stream, (None, None))
                 if given != name or value.nbytes != sizes[name]:
                     raise ValueError(f"expected tensor {name} of {sizes[name]} bytes, got {given}")
-                held[name] = np.ascontiguousarray(value)
+                held[name] = np.asarray(value, order="C")
             safetensors.numpy.save_file(held, temporary / file, metadata={"format": "pt"})
         if len(shards) > 1:
             weight_map = {name: file for file, names in shards.items() for name in names}

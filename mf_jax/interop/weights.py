@@ -109,7 +109,7 @@ def stream(tree: Mapping[str, Any], table: Sequence[Entry]) -> Iterator[tuple[st
     for name, pieces in plan(table).items():
         parts = [(entry, _layer(flat[entry.ours], layer)) for entry, layer in pieces]
         if len(parts) == 1 and not parts[0][0].part():
-            yield name, np.ascontiguousarray(parts[0][0].to_theirs(parts[0][1]))
+            yield name, parts[0][0].to_theirs(parts[0][1])
             continue
         shape = _fused_shape([(entry, entry.shape_there(value.shape)) for entry, value in parts])
         whole = np.empty(shape, parts[0][1].dtype)

@@ -11,37 +11,29 @@ Legend: B batch, M text tokens, D text channels, N tokens of one modality, C its
 
 from __future__ import annotations
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mf_jax.models.layers import Dense, RMSNorm, TimeEmbedder, attention, rotary_table, rotate
+from mf_jax.models.layers import (
+    Dense,
+    RMSNorm,
+    TimeEmbedder,
+    attention,
+    positions,
+    rotary_table,
+    rotate,
+    text_positions,
+)
+from mf_jax.models.stream import Stream
 
 ROPE_THETA = 2000.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Stream:
-    """What the transformer knows of a modality."""
-
-    name: str
-    channels: int
-    position: int
-    decoder_blocks: int
 
 
 def rope_axes(head_dim: int) -> tuple[int, int, int, int]:
     """The head split over (modality, row, column, text index): four equal, even segments."""
     return (head_dim // 4,) * 4
-
-
-def positions(rows: int, columns: int, modality: int) -> np.ndarray:
-    """(modality, row, column, 0) of each token of a grid, row-major, (N, 4)."""
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    return np.stack([np.full_like(row, modality), row, column, np.zeros_like(row)], axis=1)
 
 
 class Block(nn.Module):
@@ -159,8 +151,7 @@ class FlatDiT(nn.Module):
 
         B, M, _ = text_BMD.shape
         tokens = [Dense(self.width, ("text", "embed"), self.dtype, name="text_in")(text_BMD)]
-        text_positions = np.concatenate([np.zeros((M, 3), int), np.arange(M)[:, None]], axis=1)
-        tables = [rotary_table(text_positions, axes, ROPE_THETA)]
+        tables = [rotary_table(text_positions(M), axes, ROPE_THETA)]
         lengths = [M]
         modulations = []
         for s in streams:

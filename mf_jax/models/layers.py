@@ -74,6 +74,17 @@ class TimeEmbedder(nn.Module):
         return Dense(self.features, ("embed", "embed_out"), self.dtype, name="out_layer")(nn.silu(hidden))
 
 
+def positions(rows: int, columns: int, modality: int) -> np.ndarray:
+    """(modality, row, column, 0) of each token of a grid, row-major, (N, 4)."""
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    return np.stack([np.full_like(row, modality), row, column, np.zeros_like(row)], axis=1)
+
+
+def text_positions(length: int) -> np.ndarray:
+    """(0, 0, 0, index) of each text token, (M, 4)."""
+    return np.concatenate([np.zeros((length, 3), int), np.arange(length)[:, None]], axis=1)
+
+
 def rotary_table(positions_NA: np.ndarray, axes: Sequence[int], theta: float) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of every pair's angle, float32 (N, E / 2).
 
@@ -95,12 +106,16 @@ def rotate(x_BNHE: jax.Array, table: tuple[np.ndarray, np.ndarray]) -> jax.Array
 
 
 def attention(q_BNHE: jax.Array, k_BNKE: jax.Array, v_BNKE: jax.Array) -> jax.Array:
-    """Bidirectional attention with H / K query heads on each key/value head; softmax in float32. (B, N, H, E)."""
+    """Bidirectional attention with H / K query heads on each key/value head; softmax in float32. (B, N, H, E).
+
+    float32 inputs are multiplied as such, also where the device would by default use fewer bits.
+    """
     B, N, H, E = q_BNHE.shape
     K = k_BNKE.shape[2]
     q = q_BNHE.reshape(B, N, K, H // K, E).transpose(0, 2, 3, 1, 4).reshape(B, K, (H // K) * N, E)
     k, v = (x.transpose(0, 2, 1, 3) for x in (k_BNKE, v_BNKE))
-    logits = jnp.einsum("bkqe,bkne->bkqn", q, k, preferred_element_type=jnp.float32)
+    precision = jax.lax.Precision.HIGHEST if v_BNKE.dtype == jnp.float32 else None
+    logits = jnp.einsum("bkqe,bkne->bkqn", q, k, precision=precision, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits * E**-0.5, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkqn,bkne->bkqe", weights, v)
+    out = jnp.einsum("bkqn,bkne->bkqe", weights, v, precision=precision)
     return out.reshape(B, K, H // K, N, E).transpose(0, 3, 1, 2, 4).reshape(B, N, H, E)

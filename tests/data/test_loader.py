@@ -14,20 +14,22 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import mf_jax.data
+from mf_jax.data.folder import FolderSource
 from mf_jax.data.loader import build_train_loader
+from mf_jax.data.tokenizer import ByteTokenizer
 
 SCENES = 10
 DATA = {
     "source": {"kind": "procedural", "train": SCENES},
     "resolution": (8, 8),
     "sparsify": {"kind": "random", "fraction": 0.3},
-    "flip": True,
+    "augment": {"flip": True},
     "workers": 0,
 }
 
 
 def loader(data=None, **changes):
-    arguments = {"batch_size": 4, "text_length": 96, "seed": 3}
+    arguments = {"batch_size": 4, "tokenizer": ByteTokenizer(96), "seed": 3}
     return build_train_loader(DATA | (data or {}), **arguments | changes)
 
 
@@ -133,7 +135,7 @@ def test_another_number_of_processes_goes_on_where_the_run_stopped(reference):
 
 def test_one_record_and_a_config_dict():
     data = ConfigDict({"source": {"kind": "procedural", "train": 1}, "resolution": (8, 8)})
-    batches = build_train_loader(data, batch_size=3, text_length=96, seed=0)
+    batches = build_train_loader(data, batch_size=3, tokenizer=ByteTokenizer(96), seed=0)
     assert next(batches)["index"].tolist() == [0, 0, 0]
 
 
@@ -141,6 +143,7 @@ def test_one_record_and_a_config_dict():
     ("data", "arguments", "message"),
     [
         ({"sparsfy": {}}, {}, "unknown config key data.sparsfy; did you mean 'sparsify'"),
+        ({"augment": {"crops": 0.5}}, {}, "unknown config key data.augment.crops; did you mean 'crop'"),
         ({"workers": -1}, {}, "data.workers must not be negative, got -1"),
         ({"source": {"kind": "procedural", "train": 0}}, {}, "split 'train' is empty"),
         ({}, {"batch_size": 3, "process_count": 2}, "batch_size 3 must be a positive multiple of the 2 processes"),
@@ -172,10 +175,11 @@ def folder(tmp_path):
     return source | {"depth_scale": 0.001, "splits": {"train": ":"}}
 
 
-def test_broken_files_are_replaced_and_counted_once(folder, monkeypatch):
+@pytest.mark.parametrize("cache", [False, True])
+def test_broken_files_are_replaced_and_counted_once(folder, monkeypatch, cache):
     warned = []
     monkeypatch.setattr("mf_jax.data.loader.logging.warning", lambda message, path: warned.append(path))
-    data = {"source": folder | {"max_unreadable": 2}, "flip": False, "sparsify": {"kind": "none"}}
+    data = {"source": folder | {"max_unreadable": 2}, "augment": {}, "cache": cache, "sparsify": {"kind": "none"}}
     batches = loader(data, batch_size=10)
     for batch in take(batches, 3):
         seen = dict(zip(batch["index"].tolist(), batch["image"][:, 0, 0, 0].tolist(), strict=True))
@@ -196,16 +200,64 @@ def test_an_error_in_a_worker_reaches_the_caller(folder):
     batches.close()
 
 
+@pytest.fixture
+def frames(tmp_path):
+    """Six frames of 24 x 36 random pixels, the depth 1 + 36 row + column in millimetres, and every augmentation."""
+    rng = np.random.default_rng(0)
+    for frame in range(6):
+        Image.fromarray(rng.integers(0, 256, (24, 36, 3), dtype=np.uint8)).save(tmp_path / f"{frame}.rgb.png")
+        Image.fromarray(1 + np.arange(24 * 36, dtype=np.uint16).reshape(24, 36)).save(tmp_path / f"{frame}.z.png")
+    source = {"kind": "folder", "root": str(tmp_path), "image": "*.rgb.png", "depth": "*.z.png"}
+    source |= {"depth_scale": 0.001, "splits": {"train": ":"}}
+    return {"source": source, "augment": {"flip": True, "crop": 0.5, "colour": 0.3}}
+
+
+def test_what_is_augmented_depends_on_the_position_alone(frames, monkeypatch):
+    """Not on workers, processes, the cache or a restart. Every epoch differs; with a cache, files are read once."""
+    reference = take(loader(frames), 9)
+    seen = {record: set() for record in range(6)}
+    for batch in reference:
+        for record, image in zip(batch["index"], batch["image"], strict=True):
+            seen[record].add(image.tobytes())
+    assert all(len(images) == 6 for images in seen.values())
+    depth = np.stack([batch["depth"] for batch in reference])
+    columns = np.round(1000 * depth[depth > 0] - 1) % 36
+    assert columns.min() < 3 and columns.max() > 32  # windows come from the whole frame, not from its middle
+    two = loader(frames | {"workers": 2, "cache": True})
+    assert_same(take(two, 5), reference[:5])
+    state = two.get_state()
+    two.close()
+    one = loader(frames | {"workers": 1, "cache": True})
+    one.set_state(state)
+    assert_same(take(one, 2), reference[5:7])
+    one.close()
+    shards = [loader(frames, process_index=index, process_count=2) for index in range(2)]
+    for batch in reference[:2]:
+        parts = [next(shard) for shard in shards]
+        assert_same([{name: np.concatenate([part[name] for part in parts]) for name in batch}], [batch])
+    for shard in shards:
+        shard.close()
+
+    read, reads = FolderSource._read, []
+    monkeypatch.setattr(FolderSource, "_read", lambda self, index: reads.append(index) or read(self, index))
+    none = loader(frames | {"cache": True})
+    reads.clear()  # the first frame is looked at when the source is made
+    assert_same(take(none, 9), reference)
+    none.close()
+    assert sorted(reads) == list(range(6))
+
+
 SIGNALLED = """
 import signal, sys
 from mf_jax.data.loader import build_train_loader
+from mf_jax.data.tokenizer import ByteTokenizer
 
 if __name__ == "__main__":
     got = []
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, frame: got.append(number))
     data = dict(source=dict(kind="procedural", train=100), resolution=(8, 8), workers=1)
-    batches = build_train_loader(data, batch_size=2, text_length=96, seed=0)
+    batches = build_train_loader(data, batch_size=2, tokenizer=ByteTokenizer(96), seed=0)
     next(batches)
     print("ready", flush=True)
     while len(got) < 2:

@@ -31,8 +31,8 @@ class Echo(JointModel):
 
     shown: list = dataclasses.field(default_factory=list, compare=False)
 
-    def predict(self, params, x, t, ids_BL):
-        self.shown.append((x, t, ids_BL))
+    def predict(self, params, x, t, fields):
+        self.shown.append((x, t, fields["text_ids"]))
         return {name: params[name] * x[name] for name in x}
 
 
@@ -57,7 +57,11 @@ def params(model, randomised):
 def gradient_of(model):
     """Compiled by number of parts: (params, batch, step) -> (loss, gradient, statistics) on one device."""
     return functools.cache(
-        lambda parts: jax.jit(functools.partial(train_step.loss_and_gradient, model, OBJECTIVE, SEED, parts))
+        lambda parts: jax.jit(
+            lambda params, batch, step: train_step.loss_and_gradient(
+                model, OBJECTIVE, SEED, parts, {}, params, {}, batch, step
+            )
+        )
     )
 
 
@@ -70,7 +74,7 @@ def compiled(echo, weight=0.3):
 
     def run(batch, step):
         weights = dict.fromkeys(echo.modalities, jnp.float32(weight))
-        result = train_step.loss_and_gradient(echo, OBJECTIVE, SEED, 1, weights, batch, step)
+        result = train_step.loss_and_gradient(echo, OBJECTIVE, SEED, 1, {}, weights, {}, batch, step)
         return result, echo.shown[-1]
 
     jitted = jax.jit(run)
@@ -103,10 +107,10 @@ def single(gradient_of, params, make_batch):
 def test_any_mesh_gives_the_result_of_one_device(data, fsdp, model, config, params, make_batch, single):
     mesh = sharding.make_mesh(sharding.MeshConfig(data=data, fsdp=fsdp))
     layout = train_state.layout_of(model, config, mesh).params
-    compute = jax.jit(functools.partial(train_step.loss_and_gradient, model, OBJECTIVE, SEED, 1))
+    compute = jax.jit(functools.partial(train_step.loss_and_gradient, model, OBJECTIVE, SEED, 1, {}))
     with sharding.scope(mesh):
         placed = sharding.put_batch(make_batch(8, share=UNEQUAL), mesh)
-        result = compute(jax.device_put(params, layout), placed, jnp.int32(3))
+        result = compute(jax.device_put(params, layout), {}, placed, jnp.int32(3))
     assert result[0].sharding.num_devices == 8
     assert_same(single, jax.tree.map(np.asarray, result))
 
@@ -273,7 +277,7 @@ def test_one_step_moves_parameters_average_and_counter(model, run_echo, make_bat
     optimizer = optax.sgd(0.01)
     step = train_step.make_train_step(echo_of(model), OBJECTIVE, optimizer, SEED, accumulate=1, ema_decay=0.9)
     batch = make_batch(8)
-    new, metrics = jax.jit(step)(TrainState(jnp.int32(4), weights, average, optimizer.init(weights)), batch)
+    new, metrics = jax.jit(step)(TrainState(jnp.int32(4), weights, {}, average, optimizer.init(weights)), {}, batch)
     (value, gradient, statistics), _ = run_echo(batch, step=4)
     assert int(new.step) == 5
     decay = (1 + 4) / (10 + 4)

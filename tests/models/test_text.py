@@ -62,7 +62,7 @@ def test_groups_after_the_end_look_like_the_empty_prompt(params):
 
 def test_the_empty_prompt_is_the_null_prompt(tiny_config):
     model = build_model(resolve(tiny_config))
-    np.testing.assert_array_equal(ByteTokenizer(96)("")[None], model.null_ids)
+    np.testing.assert_array_equal(ByteTokenizer(96)("")[None], model.null_text["text_ids"])
 
 
 def test_sizes_must_be_multiples_of_the_group(tiny_config):

@@ -1,0 +1,129 @@
+"""Images as latents of the frozen FLUX.2 autoencoder.
+
+Its encoder adds `image_latent` to a batch, which the codec reads; its decoder turns what the codec decodes into pixels.
+
+Legend: B batch, h w latents, N = h * w tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mf_jax import frozen
+from mf_jax.interop import weights
+from mf_jax.interop.autoencoder import DECODER, ENCODER, inspect, published_files
+from mf_jax.interop.files import TensorFiles
+from mf_jax.interop.weights import Entry
+from mf_jax.modalities.patches import grid_of
+from mf_jax.models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8, to_uint8
+from mf_jax.settings import check_at_least
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """`batch["image_latent"]` float (B, h, w, C), normalised and packed, <-> tokens, one per latent, row-major.
+
+    Attributes:
+      checkpoint: the autoencoder's file, or a directory with ae_encoder.safetensors and ae_decoder.safetensors, or with
+        ae.safetensors.
+      channels: of a latent. reduction: pixels per latent and axis. Those of the published autoencoder by default.
+    """
+
+    checkpoint: str = ""
+    channels: int = 128
+    reduction: int = 16
+
+    def __post_init__(self) -> None:
+        check_at_least("the image latent", self, channels=1, reduction=1)
+
+    def grid(self, resolution: tuple[int, int]) -> tuple[int, int]:
+        return grid_of(resolution, self.reduction, "image latent")
+
+    def encode(self, batch: dict[str, jax.Array]) -> jax.Array:
+        """Float32 (B, N, C).
+
+        Raises:
+          ValueError: latents of another number of channels.
+        """
+        B, h, w, C = batch["image_latent"].shape
+        if self.channels != C:
+            raise ValueError(
+                f"image_latent has {C} channels, the modality {self.channels}; set its `channels` to what the "
+                "autoencoder makes"
+            )
+        return batch["image_latent"].astype(jnp.float32).reshape(B, h * w, C)
+
+    def valid(self, batch: dict[str, jax.Array]) -> jax.Array:
+        """Bool (B, N, C); the image itself will do, where its latents are not made yet."""
+        if "image_latent" in batch:
+            B, h, w, _ = batch["image_latent"].shape
+        else:
+            B, H, W, _ = batch["image"].shape
+            h, w = self.grid((H, W))
+        return jnp.ones((B, h * w, self.channels), bool)
+
+    def decode(self, x_BNC: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Latents, float32 (B, h, w, C), that the autoencoder's decoder takes."""
+        return x_BNC.astype(jnp.float32).reshape(x_BNC.shape[0], *grid, x_BNC.shape[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """The frozen network: `image` uint8 (B, H, W, 3) to `image_latent`, and latents to uint8 pixels."""
+
+    codec: Codec
+    dtype: jnp.dtype
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("image",)
+
+    @functools.cached_property
+    def _published(self) -> tuple[AutoencoderConfig, dict[str, tuple[TensorFiles, list[Entry]]]]:
+        """What the files hold: the network's sizes, and by part the file and its weight table."""
+        if not self.codec.checkpoint:
+            raise ValueError("the image modality has no checkpoint of the FLUX.2 autoencoder; set its `checkpoint`")
+        found = {}
+        for path in published_files(self.codec.checkpoint):
+            files = TensorFiles(path)
+            published = inspect({name: files.shape(name) for name in files})
+            found |= {part: (files, published) for part in published.parts}
+        if set(found) != {ENCODER, DECODER}:
+            raise ValueError(f"{self.codec.checkpoint} holds the autoencoder's {' and '.join(found)} alone")
+        config = found[ENCODER][1].config
+        if (config.packed, config.reduction) != (self.codec.channels, self.codec.reduction):
+            raise ValueError(
+                f"the autoencoder in {self.codec.checkpoint} makes {config.packed} channels at 1/{config.reduction} of "
+                f"the resolution; the image modality says {self.codec.channels} at 1/{self.codec.reduction}"
+            )
+        return config, {part: (files, published.table(part)) for part, (files, published) in found.items()}
+
+    def load(self, mesh: jax.sharding.Mesh | None) -> Any:
+        """{"encoder": ..., "decoder": ...}, float32."""
+        config, parts = self._published
+        pixels = jax.ShapeDtypeStruct((1, config.reduction, config.reduction, 3), jnp.float32)
+        latents = jax.ShapeDtypeStruct((1, 1, 1, config.packed), jnp.float32)
+        result = {}
+        for part, module, given in ((ENCODER, Encoder(config), pixels), (DECODER, Decoder(config), latents)):
+            files, table = parts[part]
+            result[part] = weights.read(files, frozen.abstract(module, mesh, jnp.float32, given), table)
+        return result
+
+    def encode(self, params: Any, batch: frozen.Batch) -> frozen.Batch:
+        image = from_uint8(batch["image"])
+        encoder = Encoder(self._published[0], dtype=self.dtype)
+        return {"image_latent": encoder.apply({"params": params[ENCODER]}, image).astype(jnp.float32)}
+
+    def decode(self, params: Any, value: jax.Array) -> jax.Array:
+        """Latents (B, h, w, C) to uint8 (B, H, W, 3)."""
+        decoder = Decoder(self._published[0], dtype=self.dtype)
+        return to_uint8(decoder.apply({"params": params[DECODER]}, value))
+
+
+def network(codec: Codec, dtype: jnp.dtype) -> Autoencoder:
+    return Autoencoder(codec, dtype)

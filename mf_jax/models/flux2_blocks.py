@@ -1,0 +1,103 @@
+"""The two kinds of blocks of FLUX.2.
+
+Legend: B batch, N tokens of one stream, T all tokens, W width, H heads, E head channels.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mf_jax.models.layers import Dense, RMSNorm, attention, rotate
+
+
+def modulated(x_BTW: jax.Array, shift: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """(1 + scale) * LayerNorm(x) + shift; statistics in float32, eps 1e-6, no parameters."""
+    x = x_BTW.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+    return x.astype(dtype) * (1 + scale.astype(dtype)) + shift.astype(dtype)
+
+
+class Projections(nn.Module):
+    """The linear maps of one stream: into attention and out of it, and the gated MLP."""
+
+    width: int
+    heads: int
+    mlp_width: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        def dense(features: int, *axes: str) -> Dense:
+            return Dense(features, axes, self.dtype)
+
+        self.q = dense(self.width, "embed", "heads")
+        self.k = dense(self.width, "embed", "heads")
+        self.v = dense(self.width, "embed", "heads")
+        self.q_norm = RMSNorm("head", self.dtype)
+        self.k_norm = RMSNorm("head", self.dtype)
+        self.attention_out = dense(self.width, "heads", "embed")
+        self.mlp_gate = dense(self.mlp_width, "embed", "mlp")
+        self.mlp_up = dense(self.mlp_width, "embed", "mlp")
+        self.mlp_down = dense(self.width, "mlp", "embed")
+
+    def qkv(self, h_BNW: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries and keys, normalised per head, and values, each (B, N, H, E)."""
+        q, k, v = (f(h_BNW).reshape(*h_BNW.shape[:2], self.heads, -1) for f in (self.q, self.k, self.v))
+        return self.q_norm(q), self.k_norm(k), v
+
+    def merged(self, mixed_BNHE: jax.Array) -> jax.Array:
+        return self.attention_out(mixed_BNHE.reshape(*mixed_BNHE.shape[:2], -1))
+
+    def mlp(self, h_BNW: jax.Array) -> jax.Array:
+        return self.mlp_down(nn.silu(self.mlp_gate(h_BNW)) * self.mlp_up(h_BNW))
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, table: tuple[np.ndarray, np.ndarray]) -> jax.Array:
+    return attention(rotate(q, table), rotate(k, table), v)
+
+
+class DoubleBlock(nn.Module):
+    """Streams with weights of their own, one attention over all: x + gate proj(attention), then x + gate mlp.
+
+    order: of the streams in the sequence.
+    """
+
+    order: tuple[str, ...]
+    width: int
+    heads: int
+    mlp_width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: dict[str, jax.Array], modulation: dict[str, jax.Array], table: tuple
+    ) -> tuple[dict[str, jax.Array], None]:
+        """x (B, N, W) and modulation (B, 1, 6 W) by stream."""
+        maps = {name: Projections(self.width, self.heads, self.mlp_width, self.dtype, name=name) for name in self.order}
+        chunks = {name: jnp.split(m, 6, axis=-1) for name, m in modulation.items()}
+        qkv = [maps[name].qkv(modulated(x[name], *chunks[name][:2], self.dtype)) for name in self.order]
+        mixed = attend(*(jnp.concatenate(parts, axis=1) for parts in zip(*qkv, strict=True)), table)
+        ends = np.cumsum([x[name].shape[1] for name in self.order])[:-1]
+        result = {}
+        for name, own in zip(self.order, jnp.split(mixed, ends, axis=1), strict=True):
+            _, _, gate, shift, scale, mlp_gate = chunks[name]
+            new = x[name] + gate * maps[name].merged(own)
+            new = new + mlp_gate * maps[name].mlp(modulated(new, shift, scale, self.dtype))
+            result[name] = nn.with_logical_constraint(new, ("batch", "sequence", "embed_activation"))
+            self.sow("intermediates", f"out_{name}", result[name])
+        return result, None
+
+
+class SingleBlock(Projections):
+    """x + gate (attention(h) + mlp(h)), h = modulated x: attention and MLP in parallel; modulation (B, 1 or T, 3 W)."""
+
+    def __call__(self, x_BTW: jax.Array, modulation: jax.Array, table: tuple) -> tuple[jax.Array, None]:
+        shift, scale, gate = jnp.split(modulation, 3, axis=-1)
+        h = modulated(x_BTW, shift, scale, self.dtype)
+        mixed = self.merged(attend(*self.qkv(h), table)) + self.mlp(h)
+        x_BTW = nn.with_logical_constraint(x_BTW + gate * mixed, ("batch", "sequence", "embed_activation"))
+        self.sow("intermediates", "out", x_BTW)
+        return x_BTW, None
