@@ -61,7 +61,7 @@ def get_config(root: str = "data/7scenes"):
         ),
         text=dict(max_bytes=96, group=16),
         model=dict(width=192, layers=4, heads=3, kv_heads=1),
-        train=dict(steps=2000, batch=16, ema_decay=0.99),
+        train=dict(steps=3000, batch=16, ema_decay=0.995),
         optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=100),
         checkpoint=dict(every=500),
         sample=dict(steps=20, guidance=1.0, log2_alpha=2.0),

@@ -47,11 +47,11 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
             f"the split {settings.split!r} has {len(shown)} records with depth among its first; --count={count}"
         )
     shown = [fit_record(record, model.model.resolution) for record in shown[:count]]
-    prompts = [model.tokenize.fit(record["caption"]) for record in shown]
+    prompts = [model.tokenizer.fit(record["caption"]) for record in shown]
     images = np.stack([record["image"] for record in shown])
     depths = np.stack([record["depth"] for record in shown])
 
-    many = [model.tokenize.fit(records[i % len(records)]["caption"]) for i in range(8 * count)]
+    many = [model.tokenizer.fit(records[i % len(records)]["caption"]) for i in range(8 * count)]
     joint = model.sample("joint", many, steps=steps)
     estimated = model.sample("i2d", image=joint["image"], steps=steps)["depth"]
     agreement = {

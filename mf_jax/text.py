@@ -176,6 +176,11 @@ class TextNetwork:
 
     def load(self, mesh: jax.sharding.Mesh | None) -> Any:
         """Parameters in the dtype of the compute."""
+        if (ids := self.text.tokenizer().vocab_size) > self._module.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer in {self.text.folder} has {ids} ids, its encoder {self._module.config.vocab_size}: "
+                "they are not of one checkpoint"
+            )
         files = TensorFiles(self.text.folder)
         ids = jax.ShapeDtypeStruct((1, self.text.length), jnp.int32)
         mask = jax.ShapeDtypeStruct(ids.shape, bool)

@@ -138,9 +138,7 @@ class Flux2(nn.Module):
     def _modulation(self, vector_BW: jax.Array, chunks: int, name: str) -> jax.Array:
         """(B, 1, chunks * W), zero at initialisation: every block starts as the identity."""
         dense = Dense(chunks * self.width, ("embed", "modulation"), self.dtype, nn.initializers.zeros, name=name)
-        modulation = dense(nn.silu(vector_BW))
-        self.sow("intermediates", name, modulation)
-        return modulation[:, None, :]
+        return dense(nn.silu(vector_BW))[:, None, :]
 
     def _stack(
         self, block: type[nn.Module], blocks: int, name: str, x: Any, modulation: Any, table: tuple, **fields: Any
