@@ -44,6 +44,38 @@ def test_count_by_hand(tiny_config):
     assert flops.step_flops(model, config) == 3 * 8 * 2 * multiply_adds
 
 
+def test_flux2_by_hand(tiny_config):
+    """Every weight that a token meets; 2 T^2 width of attention per block; no weight gradients where frozen."""
+    tiny_config["model"] = dict(kind="flux2", width=32, heads=2, double_blocks=2, single_blocks=3, axes=(4, 4, 4, 4))
+    config = resolve(tiny_config)
+    model = build_model(config)
+    sizes = kernel_sizes(model)
+    doubles = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))["backbone"]["double"]
+    text, image, depth = 96 // 8, 2 * 2, 2 * 2
+    total = text + image + depth
+    met = {
+        "join": text, "text_in": text, "image_in": image, "image_out": image, "depth_in": depth, "depth_out": depth,
+        "single": total, "depth_decoder": depth,
+    }  # fmt: skip
+    multiply_adds = sum(sizes[name] * tokens for name, tokens in met.items())
+    double = {
+        name: tokens * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(doubles[name]) if leaf.ndim == 3)
+        for name, tokens in (("text", text), ("image", image), ("depth", depth))
+    }
+    multiply_adds += sum(double.values()) + 5 * (2 * total**2 * 32) + 1 * (2 * depth**2 * 32)
+    assert flops.forward_flops(model) == 2 * multiply_adds
+    assert flops.step_flops(model, config) == 3 * 8 * 2 * multiply_adds
+
+    tiny_config["train"]["freeze"] = ("backbone/double/image", "backbone/double/text")
+    frozen = 2 * (double["image"] + double["text"])
+    assert flops.step_flops(model, resolve(tiny_config)) == 8 * (3 * 2 * multiply_adds - frozen)
+    tiny_config["objective"] = dict(distill_high=1.0)
+    alone = text + image
+    teacher = sizes["join"] * text + sizes["text_in"] * text + (sizes["image_in"] + sizes["image_out"]) * image
+    teacher += sizes["single"] * alone + double["text"] + double["image"] + 5 * (2 * alone**2 * 32)
+    assert flops.step_flops(model, resolve(tiny_config)) == 8 * (3 * 2 * multiply_adds - frozen + 2 * teacher)
+
+
 def test_xla_counts_the_same(tiny_config):
     """One layer per stack, as XLA counts the body of a loop once; wide, so that what is left out is small.
 
