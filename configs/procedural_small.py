@@ -11,7 +11,7 @@ def get_config():
     return dict(
         data=dict(
             source=dict(kind="procedural", train=200_000, validation=256, test=256),
-            resolution=(64, 64),
+            resolution=(32, 32),
             sparsify=dict(kind="random", fraction=0.2),
             augment=dict(flip=True),
             workers=1,
@@ -36,14 +36,14 @@ def get_config():
             ),
         ),
         modes=dict(
-            joint=dict(probability=0.6),
-            i2d=dict(probability=0.2, clean=("image",)),
+            joint=dict(probability=0.2),
+            i2d=dict(probability=0.6, clean=("image",)),
             d2i=dict(probability=0.2, clean=("depth",)),
         ),
         text=dict(max_bytes=96, group=16),
-        model=dict(width=256, layers=6, heads=4, kv_heads=1),
-        train=dict(steps=12_000, batch=16, ema_decay=0.999),
-        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup=200),
+        model=dict(width=192, layers=6, heads=3, kv_heads=1),
+        train=dict(steps=8_000, batch=32, ema_decay=0.999),
+        optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=200),
         checkpoint=dict(every=500),
         sample=dict(steps=50, guidance=2.0, log2_alpha=2.0),
         evaluate=dict(steps=1, ensemble=4, images=256, depth_range=(1e-3, 1000.0)),

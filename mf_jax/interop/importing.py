@@ -6,6 +6,7 @@ Tensors are read one part at a time, each device's share for that device alone. 
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +16,11 @@ from mf_jax import freeze, initial, train_state
 from mf_jax.checkpoint import CheckpointConfig, Checkpoints
 from mf_jax.interop import layouts
 from mf_jax.interop.files import TensorFiles
+from mf_jax.interop.flux2 import VARIANTS
 from mf_jax.interop.weights import Report, check, flatten, nest, read
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
-from mf_jax.settings import build
+from mf_jax.settings import build, nearest
 
 
 def import_weights(
@@ -39,6 +41,7 @@ def import_weights(
         raise ValueError(f"{workdir} has checkpoints; give a new --workdir")
     mesh = sharding.make_mesh(build(sharding.MeshConfig, config["mesh"], "mesh"))
     model = build_model(config)
+    _check_variant(pathlib.Path(source))
     files = TensorFiles(source)
     table = layouts.published_table(model, files)
     wanted = flatten(train_state.layout_of_params(model, config, mesh))
@@ -67,3 +70,16 @@ def import_weights(
         print(f"from scratch: {path}")
     print(workdir)
     return report, origins
+
+
+def _check_variant(source: pathlib.Path) -> None:
+    """ValueError if the release's config.json beside the tensors names a variant that is not known."""
+    path = source / "config.json"
+    if not path.is_file():
+        return
+    try:
+        variant = json.loads(path.read_text()).get("variant")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from None
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(f"{path} names the variant {variant!r}; {nearest(str(variant), VARIANTS)}")

@@ -149,6 +149,12 @@ def test_files_that_do_not_fit(published, release_config, tmp_path, change, mess
     assert not (tmp_path / "run").exists()
 
 
+def test_unknown_variant(release, release_config, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"variant": "flux_rgbd_9b_v3"}))
+    with pytest.raises(ValueError, match=r"names the variant 'flux_rgbd_9b_v3'; did you mean 'flux_rgbd_9b_v"):
+        importing.import_weights(tmp_path, resolve(release_config), tmp_path / "run")
+
+
 def test_extra_tensors_are_reported(published, release_config, tmp_path, capsys):
     safetensors.numpy.save_file(dict(published) | {"lora.up": np.zeros(2, np.float32)}, tmp_path / "m.safetensors")
     report, _ = importing.import_weights(tmp_path / "m.safetensors", resolve(release_config), tmp_path / "run")
