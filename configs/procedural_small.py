@@ -1,9 +1,14 @@
-"""The quickstart's task, trained for longer: a deeper model, some hours in the background.
+"""The quickstart's task at 32x32 pixels, trained for longer: six times as many images, most of them image->depth.
 
     python -m mf_jax train --config=configs/procedural_small.py --workdir=runs/procedural_small
     python -m mf_jax evaluate --checkpoint=runs/procedural_small
 
-Hardware: 2 CPU cores, an estimated 4 hours. Not trained to its end yet: there is no result to compare with.
+Hardware and time: 2 CPU cores (AMD EPYC, AVX-512), 1 hour at the 2.3 steps/s of its quieter parts; the run itself
+shared the machine and took 115 minutes.
+Result, 256 unseen scenes against dense depth, MoGe alignment: AbsRel 0.133, best constant per image 0.320 (0.42 of it),
+delta1 0.823 against 0.434; at step 4500 it stood at 0.45 of the constant. The paper gives image->depth a share of 0.2.
+Models this small are limited by how many images they see in that case, more than by width, patch or learning rate:
+after 900 steps of 16 images, shares of 0.2 and 0.5 stood at 0.75 and 0.73.
 """
 
 

@@ -159,7 +159,7 @@ def test_loss_by_hand(model, run_echo, gradient_of, params, make_batch):
     """The network's output recomputed for what it was shown, the rest in NumPy."""
     batch = make_batch(8, seed=5, share=UNEQUAL)
     _, (x, t, ids_BL) = run_echo(batch, step=3)
-    y = jax.jit(model.predict)(params, x, t, ids_BL)
+    y = jax.jit(model.predict)(params, x, t, {"text_ids": ids_BL})
     value = gradient_of(1)(params, batch, jnp.int32(3))[0]
     y = {name: np.asarray(output, np.float64) for name, output in y.items()}
     assert float(value) == pytest.approx(loss_by_hand(model, batch, x, t, y), rel=1e-5)
