@@ -31,7 +31,7 @@ from mf_jax.stored import Stored
 from mf_jax.train_step import TEACHER, ObjectiveConfig, make_train_step
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
-# of steps where the learning rate does not depend on it.
+# of steps where the learning rate does not depend on it, and the paths of published weights (KEY.checkpoint).
 MAY_CHANGE = (
     "train.log_every",
     "checkpoint.",
@@ -88,19 +88,26 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
 
         # Frozen networks and, for self-distillation, the teacher
         objective = build(ObjectiveConfig, config["objective"], "objective")
-        source = Stored(config["init"]["checkpoint"]) if config["init"]["checkpoint"] else None
+        if objective.distills and (not config["init"]["checkpoint"] or len(model.modalities) < 2):
+            raise ValueError(
+                "self-distillation (objective.distill_high, distill_low) needs init.checkpoint, the model that teaches "
+                "it, and a second modality; set both weights to 0 to train without"
+            )
         networks = frozen.load(model.networks, mesh)
 
         # State: the latest checkpoint of this workdir, or step 0
         checkpoints = Checkpoints(workdir / "checkpoints", build(CheckpointConfig, config["checkpoint"], "checkpoint"))
         stack.callback(checkpoints.close)
+        resumes = checkpoints.latest() is not None
         weights = None
-        if source is not None and (objective.distills or checkpoints.latest() is None):
+        if config["init"]["checkpoint"] and (objective.distills or not resumes):
+            source = Stored(config["init"]["checkpoint"])
             weights = source.params(config["init"]["weights"], mesh)
             source.close()
         if objective.distills:
             networks[TEACHER] = initial.teacher(config, weights)
-        if checkpoints.latest() is not None:
+        if resumes:
+            del weights  # what the teacher does not hold
             if "opt_state" not in checkpoints.items():
                 raise ValueError(f"{workdir} is an import; train in another --workdir with init.checkpoint={workdir}")
             _check_same(resolve(checkpoints.config()), config, workdir)
@@ -110,7 +117,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
             params, origins = initial.params(model, config, mesh, weights)
             print(f"starting from {config['init']['checkpoint']}: {origins}")
             state = train_state.new(model, config, mesh, params)
-            del params, weights  # what the teacher does not hold
+            del params, weights
         else:
             state = train_state.new(model, config, mesh)
         start = int(state.step)
@@ -251,7 +258,11 @@ def _check_batch(batch: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
 
 def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path) -> None:
     may_change = MAY_CHANGE + (("train.steps",) if config["optimizer"]["schedule"] == "constant" else ())
-    changed = [entry for entry in difference(saved, config) if not entry[0].startswith(may_change)]
+    changed = [
+        entry
+        for entry in difference(saved, config)
+        if not entry[0].startswith(may_change) and not entry[0].endswith(".checkpoint")
+    ]
     if changed:
         lines = "\n".join(f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, old, new in changed)
         raise ValueError(

@@ -96,6 +96,19 @@ def test_evaluate_writes_results_beside_the_baseline(workdir, capsys):
         assert sheet.size[0] > 600
 
 
+def test_an_export_is_evaluated_and_sampled_as_its_run_is(workdir, tmp_path):
+    """Any model in our own layout, through the command line; the model card tells what was measured."""
+    settings = ["--config.evaluate.steps=1", "--config.evaluate.images=3"]
+    assert main(["evaluate", f"--checkpoint={workdir}", *settings]) == 0
+    out = tmp_path / "out"
+    assert main(["export", f"--checkpoint={workdir}", f"--output={out}"]) == 0
+    card, measured = (out / "README.md").read_text(), json.loads((workdir / "results.json").read_text())
+    assert f"| moge_affine | {measured['moge_affine']['abs_rel']:.4f} |" in card and '"schedule": "constant"' in card
+    assert main(["evaluate", f"--checkpoint={out}", *settings]) == 0
+    assert json.loads((out / "results.json").read_text())["moge_affine"] == measured["moge_affine"]
+    assert main(["sample", f"--checkpoint={out}", "--steps=1", f"--output-dir={tmp_path / 'made'}"]) == 0
+
+
 def test_evaluate_does_not_depend_on_its_batch_size_and_ensembles(workdir, tmp_path):
     def abs_rel(name, *overrides):
         arguments = ["--config.evaluate.steps=1", "--config.evaluate.images=3", *overrides]
@@ -131,6 +144,10 @@ def test_showcase(workdir, capsys):
         (["sample", "--checkpoint={workdir}", "--config.train.steps=5"], "sampling reads only the section sample"),
         (["sample", "--checkpoint={workdir}", "--config.sample.stepz=5"], "did you mean 'steps'"),
         (["show", "--checkpoint={workdir}", "--config.train.steps=5"], "its config is not overridden"),
+        (["export", "--checkpoint={workdir}", "--output={tmp}/e", "--layout=offical"], "did you mean 'official'"),
+        (["export", "--checkpoint={workdir}", "--output={tmp}/e", "--layout=official"], "of models of kind 'flux2'"),
+        (["export", "--checkpoint={workdir}", "--output={tmp}/e", "--dtype=fp16"], "dtype is 'fp16'"),
+        (["export", "--checkpoint={workdir}", "--output={workdir}"], "is not empty"),
         (["sample", "--checkpoint={workdir}", "--image={tmp}/absent.png"], "absent.png does not exist"),
         (["sample", "--checkpoint={workdir}", "--prompt=" + "long " * 30], "150 UTF-8 bytes exceeds the limit of 96"),
         (["evaluate", "--checkpoint={workdir}", "--config.evaluate.split=tset"], "tset"),

@@ -41,7 +41,10 @@ def _own_config(model: JointModel, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flux2(model: JointModel) -> Flux2:
     if not isinstance(model.backbone, Flux2) or model.text_encoder is not None:
-        raise ValueError("the official layout is for models of kind 'flux2' with a frozen text encoder; use 'own'")
+        raise ValueError(
+            "the published layouts are of models of kind 'flux2' with a frozen text encoder; this config's is not. "
+            "Export others with --layout=own; to start from such an export give it as init.checkpoint, without import"
+        )
     return model.backbone
 
 

@@ -111,7 +111,15 @@ def test_post_training_leaves_frozen_weights_alone(base, release_config, tmp_pat
     release_config["objective"] = dict(distill_high=1.0, distill_low=0.1)
     config = resolve(release_config)
     run = tmp_path / "run"
+    assert train.train(resolve(release_config, ["train.steps=1"]), run) == 1
     assert train.train(config, run) == 2
+    assert train.train(config, tmp_path / "straight") == 2
+    straight = flatten(Stored(tmp_path / "straight").params("params"))
+    for path, value in flatten(Stored(run).params("params")).items():
+        np.testing.assert_array_equal(value, straight[path], err_msg=path)
+    export.export(run, tmp_path / "out", layout="official", weights="params")
+    written = TensorFiles(tmp_path / "out")["dit.double_blocks.0.img_attn.proj.weight"]
+    np.testing.assert_array_equal(written, straight["backbone/double/image/attention_out/kernel"][0].T)
     before, after = flatten(Stored(base[0]).params()), flatten(Stored(run).params("params"))
     assert set(before) == set(after)
     changed = {path for path in before if not np.array_equal(before[path], after[path])}
@@ -178,3 +186,28 @@ def test_frozen_networks_that_do_not_fit(imported, release_config):
     ):
         with pytest.raises(ValueError, match=message):
             mf_jax.pipeline.load(imported[0], overrides=[override]).sample("joint")
+
+
+def test_image_alone_is_the_text_to_image_model(base, release_config, release, tmp_path):
+    """Bitwise, in the joint model as imported; a depth stream of pure noise beside it changes the image output."""
+    del release_config["modalities"]["depth"]
+    release_config["modes"] = dict(t2i=dict(probability=1.0))
+    importing.import_weights(release / "flux2.safetensors", resolve(release_config), tmp_path / "t2i")
+    t2i, joint = Stored(tmp_path / "t2i"), Stored(base[0])
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = {"image": jax.random.normal(keys[0], (4, 24, 16)), "depth": jax.random.normal(keys[1], (4, 24, 64))}
+    t = {"image": np.array([0.2, 0.5, 0.8, 1.0]), "depth": np.ones(4)}
+    fields = {"text_features": jax.random.normal(keys[2], (4, 128, 48))}
+    alone = {"image": x["image"]}
+    expected = t2i.model.predict(t2i.params(), alone, t, fields)["image"]
+    np.testing.assert_array_equal(joint.model.predict(joint.params(), alone, t, fields)["image"], expected)
+    beside = joint.model.predict(joint.params(), x, t, fields)["image"]
+    change = float(np.sqrt(np.mean((beside - expected) ** 2) / np.mean(expected**2)))
+    print(f"relative change of the image output: {change:.3f}")
+    assert 0.01 < change < 1.0
+
+
+def test_distillation_needs_a_teacher(release_config, tmp_path):
+    release_config["objective"] = dict(distill_high=1.0)
+    with pytest.raises(ValueError, match=r"needs init\.checkpoint, the model that teaches it"):
+        train.train(resolve(release_config), tmp_path / "run")
