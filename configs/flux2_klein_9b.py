@@ -55,7 +55,7 @@ def get_config():
             d2i=dict(probability=0.2, clean=("depth",)),
         ),
         text=dict(kind="qwen3", checkpoint="weights/qwen3_8b"),
-        model=dict(kind="flux2", remat=True),
+        model=dict(kind="flux2", remat="full"),
         objective=dict(caption_dropout=0.1, distill_high=1.0, distill_low=0.1),
         init=dict(
             checkpoint="runs/flux2_base",

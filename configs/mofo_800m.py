@@ -51,7 +51,7 @@ def get_config():
             d2i=dict(probability=0.2, clean=("depth",)),
         ),
         text=dict(kind="umt5", checkpoint="weights/umt5_xxl", max_length=256),
-        model=dict(kind="flat_dit", width=1536, layers=30, remat=True),
+        model=dict(kind="flat_dit", width=1536, layers=30, remat="full"),
         objective=dict(caption_dropout=0.1),
         init=dict(
             checkpoint="runs/t2i_800m",

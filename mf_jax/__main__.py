@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     what = show.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE[:ARG]")
     what.add_argument("--checkpoint", metavar="DIR", help="the --workdir of a training run")
+    show.add_argument("--devices", type=int, help="with --config: that the mesh is laid over (default: those here)")
 
     bring = verb("import", "published weights (FLUX.2, the official model) to a checkpoint to start from", True)
     bring.add_argument("--source", required=True, metavar="PATH", help="safetensors file, or a directory of them")
@@ -81,7 +82,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
                 )
             show.show_checkpoint(arguments.checkpoint)
         else:
-            show.show_config(arguments.config, overrides)
+            show.show_config(arguments.config, overrides, arguments.devices)
     elif arguments.verb == "train":
         from mf_jax import config, train
 

@@ -91,7 +91,7 @@ SECTIONS = {
 FREE_SECTIONS = ("modalities", "modes")  # keyed by the user's own names; checked where they are built
 KINDS = {"text": text.KINDS, "model": backbones.KINDS}  # sections whose keys depend on their `kind`
 # Here an override may add a key that has a default.
-OPEN = ("data.source", "data.sparsify", "modalities.", "modes.", "init.clone")
+OPEN = ("data.source", "data.sparsify", "modalities.", "modes.", "init.clone", "mesh.rules")
 
 
 def _plain(value: Any) -> Any:

@@ -53,6 +53,17 @@ class JointModel:
     def grids(self) -> dict[str, tuple[int, int]]:
         return {name: m.codec.grid(self.resolution) for name, m in self.modalities.items()}
 
+    @property
+    def sizes(self) -> list[tuple[str, str, int]]:
+        """(what, logical axis, size) of the activations that a mesh may split."""
+        found = [("text tokens (section text)", "sequence", self.text.tokens)]
+        for name, (rows, columns) in self.grids.items():
+            found.append(
+                (f"tokens of modalities.{name} at data.resolution {self.resolution}", "sequence", rows * columns)
+            )
+        found.append(("model.heads", "heads", self.backbone.heads))
+        return found + [("model.kv_heads", "kv_heads", getattr(self.backbone, "kv_heads", self.backbone.heads))]
+
     @functools.cached_property
     def null_text(self) -> dict[str, np.ndarray]:
         """Text fields of the empty prompt, leading axis 1."""
@@ -73,14 +84,16 @@ class JointModel:
         """Raw float32 outputs for the modalities in x, any subset of the model's that the backbone takes.
 
         Args:
-          fields: `text_ids`, or `text_features` where the text encoder is frozen; other fields are not read.
+          fields: `text_ids`, or `text_features` where the text encoder is frozen; `text_mask`, where there is one,
+            says which text tokens are not padding. Other fields are not read.
         """
         if self.text_encoder is None:
             features = fields["text_features"]
         else:
             features = self.text_encoder.apply({"params": params["text"]}, fields["text_ids"])
         grids = {name: self.grids[name] for name in x}
-        return self.backbone.apply({"params": params["backbone"]}, x, t, grids, features)
+        valid = fields.get("text_mask") if self.text_encoder is None else None
+        return self.backbone.apply({"params": params["backbone"]}, x, t, grids, features, text_valid_BM=valid)
 
     def prepare(self, networks: Mapping[str, Any], batch: Batch) -> Batch:
         """The batch with what the frozen networks (their parameters by name) make of it."""
@@ -100,8 +113,12 @@ class JointModel:
         return {n: self.networks[n].decode(networks[n], v) if n in self.networks else v for n, v in decoded.items()}
 
 
-def build_model(config: Mapping[str, Any]) -> JointModel:
+def build_model(config: Mapping[str, Any], platform: str | None = None) -> JointModel:
     """The model of a resolved config.
+
+    Args:
+      platform: that it is to run on, "cpu", "gpu" or "tpu", which "auto" values depend on; that of this process's
+        devices unless said.
 
     Raises:
       ValueError: options that do not fit together, naming them.
@@ -124,16 +141,18 @@ def build_model(config: Mapping[str, Any]) -> JointModel:
         raise ValueError(f"the probabilities of modes sum to {total}; they must sum to 1")
     prompt = build_kind(text.KINDS, config["text"], "text")
     model = build_kind(BACKBONES, config["model"], "model")
+    platform = jax.default_backend() if platform is None else platform
+    dtype = model.on(platform)["dtype"]
     streams = tuple(Stream(m.name, m.codec.channels, m.position, m.decoder_blocks) for m in modalities.values())
-    networks = {name: m.network(model.compute_dtype) for name, m in modalities.items() if m.network is not None}
-    if (encoder := prompt.network(model.compute_dtype)) is not None:
+    networks = {name: m.network(dtype) for name, m in modalities.items() if m.network is not None}
+    if (encoder := prompt.network(dtype)) is not None:
         networks["text"] = encoder
     joint = JointModel(
         modalities=modalities,
         modes=modes,
         text=prompt,
-        text_encoder=prompt.encoder(model.compute_dtype),
-        backbone=model.module(streams),
+        text_encoder=prompt.encoder(dtype),
+        backbone=model.module(streams, platform),
         networks=networks,
         resolution=tuple(config["data"]["resolution"]),
     )

@@ -9,29 +9,61 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from mf_jax import config as configs
-from mf_jax import flops, freeze
+from mf_jax import flops, freeze, train_state
 from mf_jax.checkpoint import Checkpoints, digest
 from mf_jax.joint_model import JointModel, build_model
+from mf_jax.parallel import sharding
+from mf_jax.settings import build
 
 
-def show_config(spec: str, overrides: Sequence[str]) -> None:
-    """The resolved config, the parameter table, counts, tokens and FLOPs per step. Nothing is allocated."""
+def show_config(spec: str, overrides: Sequence[str], devices: int | None = None) -> None:
+    """The resolved config, the parameters and where they lie, counts, tokens and FLOPs per step. Nothing is allocated.
+
+    Args:
+      devices: that the mesh is laid over, as many as there are here unless said.
+    """
     config = configs.load(spec, overrides)
     model = build_model(config)
     _print_config(config)
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
-    print(parameter_overview.get_parameter_overview(params, include_stats=False))
+    _print_layout(model, config, jax.device_count() if devices is None else devices)
     _print_counts(model, params, config)
+
+
+def _print_layout(model: JointModel, config: Mapping[str, Any], devices: int) -> None:
+    """Every parameter with the mesh axes of its dimensions, and the bytes of the train state on each device."""
+    layout = build(sharding.MeshConfig, config["mesh"], "mesh")
+    sizes = sharding.mesh_sizes(layout, devices)
+    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    with sharding.rules(layout.rules):
+        state = train_state.abstract(model, config, mesh)
+        sharding.check_divisible(model.sizes, mesh)
+
+    def local(leaf: Any) -> int:
+        return int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=int)) * leaf.dtype.itemsize
+
+    rows = [("parameter", "shape", "mesh axes", "bytes per device")]
+    params = freeze.merge(state.params, state.frozen)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        axes = [[a] if isinstance(a, str) else a or () for a in leaf.sharding.spec]
+        axes = ["*".join(name for name in names if sizes[name] > 1) or "-" for names in axes]
+        axes += ["-"] * (len(leaf.shape) - len(axes))
+        name = "/".join(entry.key for entry in path)
+        rows.append((name, " ".join(map(str, leaf.shape)), " ".join(axes), f"{local(leaf):,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        *names, count = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join([*names, count.strip().rjust(widths[-1])]))
+    parts = {name: sum(map(local, jax.tree.leaves(tree))) for name, tree in vars(state).items()}
+    print(f"mesh of {devices} devices: " + ", ".join(f"{axis} {size}" for axis, size in sizes.items()))
+    print(f"bytes per device: {sum(parts.values()):,} (" + ", ".join(f"{k} {v:,}" for k, v in parts.items() if v) + ")")
 
 
 def show_checkpoint(directory: str) -> None:
     """Step, config, and a SHA-256 digest each of parameters, EMA and optimizer state."""
-    from mf_jax.train_state import abstract
-
     folder = pathlib.Path(directory) / "checkpoints"
     if not folder.is_dir():
         raise ValueError(f"no checkpoints in {directory}; give the --workdir of a training run")
@@ -39,7 +71,7 @@ def show_checkpoint(directory: str) -> None:
     config = configs.resolve(checkpoints.config())
     model = build_model(config)
     held = checkpoints.items()
-    state = vars(abstract(model, config))
+    state = vars(train_state.abstract(model, config))
     parts = [name for name in ("params", "frozen", "ema", "opt_state") if name in held]
     items = checkpoints.restore({name: state[name] for name in parts})
     step, position = checkpoints.step(), checkpoints.iterator()

@@ -72,10 +72,13 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     with _lock(workdir), _stop_signals() as stopped, contextlib.ExitStack() as stack:
         # Mesh, model, data
-        mesh = sharding.make_mesh(build(sharding.MeshConfig, config["mesh"], "mesh"))
+        layout = build(sharding.MeshConfig, config["mesh"], "mesh")
+        mesh = sharding.make_mesh(layout)
+        stack.enter_context(sharding.rules(layout.rules))
         steps, batch_size = config["train"]["steps"], config["train"]["batch"]
-        _check_batch(batch_size, config["train"]["accumulate"], mesh)
         model = build_model(config)
+        sharding.check_batch(batch_size, config["train"]["accumulate"], mesh)
+        sharding.check_divisible(model.sizes, mesh)
         loader = build_train_loader(
             config["data"],
             batch_size=batch_size,
@@ -246,14 +249,6 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _check_batch(batch: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
-    if batch % (accumulate * mesh.size):
-        raise ValueError(
-            f"train.batch {batch} is not divisible by {accumulate} (train.accumulate) x {mesh.size} devices; "
-            f"the next that is: {-(-batch // (accumulate * mesh.size)) * accumulate * mesh.size}"
-        )
 
 
 def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path) -> None:

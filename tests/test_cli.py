@@ -1,6 +1,7 @@
 """The verbs as a user types them, in this process: what they write, and how they fail."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -28,12 +29,29 @@ def workdir(config_file, tmp_path_factory):
 def test_show_config(config_file, capsys):
     assert main(["show", f"--config={config_file}", "--config.train.batch=16"]) == 0
     shown = capsys.readouterr().out
-    assert "batch: 16" in shown and "| backbone/trunk/q/kernel" in shown
+    assert "batch: 16" in shown and "backbone/trunk/q/kernel" in shown
     total = int(re.search(r"parameters: ([\d,]+)", shown)[1].replace(",", ""))
-    sizes = [int(s.replace(",", "")) for s in re.findall(r"float32 \| ([\d,]+) +\|", shown)]
-    assert total == sum(sizes)
+    rows = re.findall(r"^(?:backbone|text)/\S+ +([\d ]*\d) +- (?:- )*+ +([\d,]+)$", shown, flags=re.MULTILINE)
+    assert total == sum(math.prod(map(int, shape.split())) for shape, _ in rows)
+    assert 4 * total == sum(int(size.replace(",", "")) for _, size in rows)
+    assert "mesh of 1 devices: data 1, fsdp 1, tensor 1, context 1" in shown
     assert "tokens per example: 20 (image 4, depth 4, text 12)" in shown
     assert re.search(r"model FLOPs per step: \d", shown)
+
+
+def test_show_the_layout_on_devices_that_are_not_here(config_file, capsys):
+    """Matrices on a quarter of the devices' memory each, by hand; optimizer and average as the parameters."""
+    arguments = ["--devices=8", "--config.mesh.data=2", "--config.mesh.fsdp=4"]
+    assert main(["show", f"--config={config_file}", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"backbone/trunk/mlp_up/kernel +2 32 96 +- fsdp - +6,144\n", shown)  # 2 * 32 * 96 * 4 / 4
+    assert re.search(r"backbone/trunk/q_norm/scale +2 16 +- - +128\n", shown)
+    assert "mesh of 8 devices: data 2, fsdp 4, tensor 1, context 1" in shown
+    params, ema, optimizer = (
+        int(re.search(rf"bytes per device.*\b{name} ([\d,]+)", shown)[1].replace(",", ""))
+        for name in ("params", "ema", "opt_state")
+    )
+    assert params == ema and optimizer == 2 * params + 8  # two moments, two counters
 
 
 def test_show_checkpoint_digests_tell_runs_apart(config_file, workdir, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Learning rate by closed form, and what weight decay and clipping touch."""
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -96,6 +97,42 @@ def test_gradients_are_clipped_by_their_global_norm():
         state = update(jax.tree.map(lambda g, s=scale: g * s, gradient))
         (moments,) = (s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s))
         np.testing.assert_allclose(moments.mu["a"], np.full(9, expected), rtol=1e-5)
+
+
+def test_moments_kept_in_bfloat16():
+    """Half the memory, updated in float32: rounded once per step, so close to the exact moments after many."""
+    config = OptimizerConfig(learning_rate=0.01, moments="bfloat16", **STILL)
+    params = {"a": jnp.ones(64), "b": {"kernel": jnp.ones((8, 8))}}
+    states = {}
+    for kind in ("bfloat16", "float32"):
+        optimizer = make_optimizer(dataclasses.replace(config, moments=kind), 200)
+        step = jax.jit(lambda g, state, optimizer=optimizer: optimizer.update(g, state, params))
+        state = optimizer.init(params)
+        generator = np.random.default_rng(0)
+        for _ in range(60):
+            noise = {"a": generator.standard_normal(64), "b": {"kernel": generator.standard_normal((8, 8))}}
+            updates, state = step(jax.tree.map(lambda n: jnp.asarray(0.5 + n, jnp.float32), noise), state)
+            assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updates))
+        (states[kind],) = (s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s))
+    half, whole = states["bfloat16"], states["float32"]
+    assert int(half.count) == 60 and half.count.dtype == jnp.int32
+    for name, tolerance in (("mu", 0.02), ("nu", 0.03)):
+        for a, b in zip(jax.tree.leaves(getattr(half, name)), jax.tree.leaves(getattr(whole, name)), strict=True):
+            assert a.dtype == jnp.bfloat16
+            difference = np.abs(np.asarray(a, np.float32) - np.asarray(b)).max()
+            assert 0 < difference < tolerance * np.abs(b).max()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(moments="float16"), r"optimizer\.moments is 'float16'; it must be 'float32' or 'bfloat16'"),
+        (dict(moments="bfloat16", b2=0.999), r"'bfloat16' with a decay of 0\.999"),
+    ],
+)
+def test_moments_that_would_not_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**options)
 
 
 def is_adam(state):

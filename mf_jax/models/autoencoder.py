@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mf_jax.models.layers import attention, fan_in
+from mf_jax.models.attention import attention
+from mf_jax.models.layers import fan_in
 from mf_jax.settings import check_at_least
 
 GROUPS = 32  # of the group norms

@@ -16,16 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mf_jax.models.layers import (
-    Dense,
-    RMSNorm,
-    TimeEmbedder,
-    attention,
-    positions,
-    rotary_table,
-    rotate,
-    text_positions,
-)
+from mf_jax.models.attention import attention
+from mf_jax.models.layers import Dense, RMSNorm, TimeEmbedder, positions, rotary_table, rotate, text_positions
+from mf_jax.models.remat import projected, rematerialised
 from mf_jax.models.stream import Stream
 
 ROPE_THETA = 2000.0
@@ -44,15 +37,18 @@ class Block(nn.Module):
     head_dim: int
     mlp_width: int
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
-    def __call__(self, x_BTW: jax.Array, modulation: jax.Array, table: tuple) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BTW: jax.Array, modulation: jax.Array, table: tuple, valid_BT: jax.Array | None
+    ) -> tuple[jax.Array, None]:
         B, T, W = x_BTW.shape
         bias = self.param(
             "modulation_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("modulation",)), (3 * W,)
         )
         shift, scale, gate = jnp.split(modulation + bias.astype(self.dtype), 3, axis=-1)
-        h = RMSNorm("embed", self.dtype, name="pre_norm")(x_BTW) * (1 + scale) + shift
+        h = RMSNorm("norm", self.dtype, name="pre_norm")(x_BTW) * (1 + scale) + shift
 
         def project(count: int, name: str, axis: str) -> jax.Array:
             y = Dense(count * self.head_dim, ("embed", axis), self.dtype, name=name)(h)
@@ -61,14 +57,15 @@ class Block(nn.Module):
         q = RMSNorm("head", self.dtype, name="q_norm")(project(self.heads, "q", "heads"))
         k = RMSNorm("head", self.dtype, name="k_norm")(project(self.kv_heads, "k", "kv_heads"))
         v = project(self.kv_heads, "v", "kv_heads")
-        mixed = attention(rotate(q, table), rotate(k, table), v).reshape(B, T, self.heads * self.head_dim)
+        mixed = attention(rotate(q, table), rotate(k, table), v, self.attention, valid_BT)
+        mixed = mixed.reshape(B, T, self.heads * self.head_dim)
         mixed = Dense(W, ("heads", "embed"), self.dtype, name="attention_out")(mixed)
 
         hidden = nn.silu(Dense(self.mlp_width, ("embed", "mlp"), self.dtype, name="mlp_gate")(h))
         hidden = hidden * Dense(self.mlp_width, ("embed", "mlp"), self.dtype, name="mlp_up")(h)
-        mixed = mixed + Dense(W, ("mlp", "embed"), self.dtype, name="mlp_down")(hidden)
+        mixed = projected(mixed + Dense(W, ("mlp", "embed"), self.dtype, name="mlp_down")(hidden))
 
-        x_BTW = x_BTW + gate * RMSNorm("embed", self.dtype, name="post_norm")(mixed)
+        x_BTW = x_BTW + gate * RMSNorm("norm", self.dtype, name="post_norm")(mixed)
         return nn.with_logical_constraint(x_BTW, ("batch", "sequence", "embed_activation")), None
 
 
@@ -76,7 +73,7 @@ class FlatDiT(nn.Module):
     """Attributes:
     streams: the modalities, in the order of their tokens; a call may pass any subset of them.
     width, layers, heads, kv_heads, mlp_ratio: of the trunk; the decoder blocks have the same shape.
-    remat: recompute each block in the backward pass instead of keeping its activations.
+    attention: kernel, see models/attention.py. remat: preset, see models/remat.py.
     """
 
     streams: tuple[Stream, ...]
@@ -86,12 +83,12 @@ class FlatDiT(nn.Module):
     kv_heads: int
     mlp_ratio: float = 3.0
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    attention: str = "xla"
+    remat: str = "none"
 
     def _stack(self, blocks: int, name: str) -> nn.Module:
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         return nn.scan(
-            block,
+            rematerialised(Block, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
@@ -103,6 +100,7 @@ class FlatDiT(nn.Module):
             self.width // self.heads,
             int(self.width * self.mlp_ratio),
             self.dtype,
+            self.attention,
             name=name,
         )
 
@@ -131,13 +129,14 @@ class FlatDiT(nn.Module):
         t: dict[str, jax.Array],
         grids: dict[str, tuple[int, int]],
         text_BMD: jax.Array,
+        text_valid_BM: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Raw outputs (velocity or clean tokens, as each modality is trained), float32 (B, N, C) by modality.
 
         Args:
           x: noised tokens (B, N, C) of the modalities present. t: their noise levels (B,).
           grids: their (rows, columns).
-          text_BMD: text features.
+          text_BMD: text features. text_valid_BM: those that are not padding, which nothing attends to; all without it.
 
         Raises:
           ValueError: a modality that the model does not have, or none at all.
@@ -165,7 +164,10 @@ class FlatDiT(nn.Module):
         )
         table = tuple(np.concatenate([entry[i] for entry in tables]) for i in range(2))
         h = nn.with_logical_constraint(jnp.concatenate(tokens, axis=1), ("batch", "sequence", "embed_activation"))
-        h, _ = self._stack(self.layers, "trunk")(h, modulation_BTW3, table)
+        valid_BT = None
+        if text_valid_BM is not None:
+            valid_BT = jnp.pad(text_valid_BM, ((0, 0), (0, sum(lengths) - M)), constant_values=True)
+        h, _ = self._stack(self.layers, "trunk")(h, modulation_BTW3, table, valid_BT)
 
         outputs = {}
         for s, own, own_table in zip(
@@ -173,9 +175,9 @@ class FlatDiT(nn.Module):
         ):
             if s.decoder_blocks:
                 modulation = self._modulation(vectors[s.name], 3, f"{s.name}_decoder_modulation")
-                own, _ = self._stack(s.decoder_blocks, f"{s.name}_decoder")(own, modulation, own_table)
+                own, _ = self._stack(s.decoder_blocks, f"{s.name}_decoder")(own, modulation, own_table, None)
             shift, scale = jnp.split(self._modulation(vectors[s.name], 2, f"{s.name}_out_modulation"), 2, axis=-1)
-            own = RMSNorm("embed", self.dtype, name=f"{s.name}_out_norm")(own) * (1 + scale) + shift
+            own = RMSNorm("norm", self.dtype, name=f"{s.name}_out_norm")(own) * (1 + scale) + shift
             head = Dense(s.channels, ("embed", "channels"), jnp.float32, nn.initializers.zeros, name=f"{s.name}_out")
             outputs[s.name] = head(own)
         return outputs

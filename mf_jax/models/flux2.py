@@ -21,6 +21,7 @@ import numpy as np
 
 from mf_jax.models.flux2_blocks import DoubleBlock, SingleBlock, modulated
 from mf_jax.models.layers import Dense, TimeEmbedder, positions, rotary_table, text_positions
+from mf_jax.models.remat import rematerialised
 from mf_jax.models.stream import Stream
 
 TEXT = "text"
@@ -33,7 +34,7 @@ class Flux2(nn.Module):
     axes: rotary channels for modality, row, column and text index; they sum to the channels of a head.
     cross_mixing: every modality's conditioning also sees the noise levels of the others, through gates from zero.
     guidance_embedding: the first modality's conditioning takes a guidance scale.
-    remat: recompute each block in the backward pass instead of keeping its activations.
+    attention: kernel, see models/attention.py. remat: preset, see models/remat.py.
     """
 
     streams: tuple[Stream, ...]
@@ -47,7 +48,8 @@ class Flux2(nn.Module):
     cross_mixing: bool = True
     guidance_embedding: bool = False
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    attention: str = "xla"
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -57,13 +59,14 @@ class Flux2(nn.Module):
         grids: dict[str, tuple[int, int]],
         text_BMD: jax.Array,
         guidance_B: jax.Array | None = None,
+        text_valid_BM: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Raw outputs (velocity or clean tokens, as each modality is trained), float32 (B, N, C) by modality.
 
         Args:
           x: noised tokens (B, N, C) of the modalities present. t: their noise levels (B,).
           grids: their (rows, columns).
-          text_BMD: text features.
+          text_BMD: text features. text_valid_BM: not read, the released model attends to padding.
           guidance_B: guidance scale, for models with a guidance embedding; without it the term is dropped.
 
         Raises:
@@ -145,7 +148,7 @@ class Flux2(nn.Module):
     ) -> Any:
         """x after a stack of blocks; fields: of the block besides the sizes."""
         stack = nn.scan(
-            nn.remat(block, prevent_cse=False) if self.remat else block,
+            rematerialised(block, self.remat),
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
@@ -153,4 +156,5 @@ class Flux2(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         sizes = {"width": self.width, "heads": self.heads, "mlp_width": int(self.width * self.mlp_ratio)}
-        return stack(**sizes, dtype=self.dtype, name=name, **fields)(x, modulation, table)[0]
+        kind = {"dtype": self.dtype, "attention": self.attention}
+        return stack(**sizes, **kind, name=name, **fields)(x, modulation, table)[0]

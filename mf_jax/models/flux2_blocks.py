@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mf_jax.models.layers import Dense, RMSNorm, attention, rotate
+from mf_jax.models.attention import attention
+from mf_jax.models.layers import Dense, RMSNorm, rotate
+from mf_jax.models.remat import projected
 
 
 def modulated(x_BTW: jax.Array, shift: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -28,6 +30,7 @@ class Projections(nn.Module):
     heads: int
     mlp_width: int
     dtype: jnp.dtype
+    attention: str
 
     def setup(self) -> None:
         def dense(features: int, *axes: str) -> Dense:
@@ -55,8 +58,8 @@ class Projections(nn.Module):
         return self.mlp_down(nn.silu(self.mlp_gate(h_BNW)) * self.mlp_up(h_BNW))
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, table: tuple[np.ndarray, np.ndarray]) -> jax.Array:
-    return attention(rotate(q, table), rotate(k, table), v)
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, table: tuple[np.ndarray, np.ndarray], kernel: str) -> jax.Array:
+    return attention(rotate(q, table), rotate(k, table), v, kernel)
 
 
 class DoubleBlock(nn.Module):
@@ -70,22 +73,24 @@ class DoubleBlock(nn.Module):
     heads: int
     mlp_width: int
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(
         self, x: dict[str, jax.Array], modulation: dict[str, jax.Array], table: tuple
     ) -> tuple[dict[str, jax.Array], None]:
         """x (B, N, W) and modulation (B, 1, 6 W) by stream."""
-        maps = {name: Projections(self.width, self.heads, self.mlp_width, self.dtype, name=name) for name in self.order}
+        sizes = (self.width, self.heads, self.mlp_width, self.dtype, self.attention)
+        maps = {name: Projections(*sizes, name=name) for name in self.order}
         chunks = {name: jnp.split(m, 6, axis=-1) for name, m in modulation.items()}
         qkv = [maps[name].qkv(modulated(x[name], *chunks[name][:2], self.dtype)) for name in self.order]
-        mixed = attend(*(jnp.concatenate(parts, axis=1) for parts in zip(*qkv, strict=True)), table)
+        mixed = attend(*(jnp.concatenate(parts, axis=1) for parts in zip(*qkv, strict=True)), table, self.attention)
         ends = np.cumsum([x[name].shape[1] for name in self.order])[:-1]
         result = {}
         for name, own in zip(self.order, jnp.split(mixed, ends, axis=1), strict=True):
             _, _, gate, shift, scale, mlp_gate = chunks[name]
-            new = x[name] + gate * maps[name].merged(own)
-            new = new + mlp_gate * maps[name].mlp(modulated(new, shift, scale, self.dtype))
+            new = x[name] + gate * projected(maps[name].merged(own))
+            new = new + mlp_gate * projected(maps[name].mlp(modulated(new, shift, scale, self.dtype)))
             result[name] = nn.with_logical_constraint(new, ("batch", "sequence", "embed_activation"))
             self.sow("intermediates", f"out_{name}", result[name])
         return result, None
@@ -97,7 +102,7 @@ class SingleBlock(Projections):
     def __call__(self, x_BTW: jax.Array, modulation: jax.Array, table: tuple) -> tuple[jax.Array, None]:
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         h = modulated(x_BTW, shift, scale, self.dtype)
-        mixed = self.merged(attend(*self.qkv(h), table)) + self.mlp(h)
+        mixed = projected(self.merged(attend(*self.qkv(h), table, self.attention)) + self.mlp(h))
         x_BTW = nn.with_logical_constraint(x_BTW + gate * mixed, ("batch", "sequence", "embed_activation"))
         self.sow("intermediates", "out", x_BTW)
         return x_BTW, None

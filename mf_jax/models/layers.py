@@ -1,6 +1,6 @@
 """Layers shared by the transformers.
 
-Legend: B batch, N tokens, C D channels, H query heads, K key/value heads, G = H / K, E head channels, A rotary axes.
+Legend: B batch, N tokens, C D channels, H heads, E head channels, A rotary axes.
 Parameters are float32 and carry logical axis names (parallel/sharding.py maps them to the mesh); compute is in `dtype`.
 """
 
@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mf_jax.parallel.sharding import is_split
+
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
@@ -20,7 +22,8 @@ class Dense(nn.Module):
     """Linear map of the last axis, no bias. `axes` are the logical names of the kernel's (input, output) axes.
 
     float32 is computed as such, also where the device would by default use fewer bits.
-    Leading axes are flattened first: the gradient of a 3-D product costs twice that of the 2-D one on a CPU.
+    Leading axes are flattened first: the gradient of a 3-D product costs twice that of the 2-D one on a CPU. They are
+    not where tokens are split over devices, because the flattened axis could not be.
     """
 
     features: int
@@ -34,7 +37,8 @@ class Dense(nn.Module):
             "kernel", nn.with_logical_partitioning(self.init, self.axes), (x.shape[-1], self.features), jnp.float32
         )
         precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
-        y = jnp.matmul(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel.astype(self.dtype), precision=precision)
+        rows = x if is_split("sequence") else x.reshape(-1, x.shape[-1])
+        y = jnp.matmul(rows.astype(self.dtype), kernel.astype(self.dtype), precision=precision)
         return y.reshape(*x.shape[:-1], self.features)
 
 
@@ -103,19 +107,3 @@ def rotate(x_BNHE: jax.Array, table: tuple[np.ndarray, np.ndarray]) -> jax.Array
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([cos * even - sin * odd, sin * even + cos * odd], axis=-1)
     return turned.reshape(x_BNHE.shape).astype(x_BNHE.dtype)
-
-
-def attention(q_BNHE: jax.Array, k_BNKE: jax.Array, v_BNKE: jax.Array) -> jax.Array:
-    """Bidirectional attention with H / K query heads on each key/value head; softmax in float32. (B, N, H, E).
-
-    float32 inputs are multiplied as such, also where the device would by default use fewer bits.
-    """
-    B, N, H, E = q_BNHE.shape
-    K = k_BNKE.shape[2]
-    q = q_BNHE.reshape(B, N, K, H // K, E).transpose(0, 2, 3, 1, 4).reshape(B, K, (H // K) * N, E)
-    k, v = (x.transpose(0, 2, 1, 3) for x in (k_BNKE, v_BNKE))
-    precision = jax.lax.Precision.HIGHEST if v_BNKE.dtype == jnp.float32 else None
-    logits = jnp.einsum("bkqe,bkne->bkqn", q, k, precision=precision, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * E**-0.5, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkqn,bkne->bkqe", weights, v, precision=precision)
-    return out.reshape(B, K, H // K, N, E).transpose(0, 3, 1, 2, 4).reshape(B, N, H, E)

@@ -1,7 +1,4 @@
-"""What the frozen text encoders have in common: reading a published config.json, and attention with a bias.
-
-Legend: B batch, L queries and keys, H query heads, K key/value heads, E head channels.
-"""
+"""Reading the config.json of a published text encoder."""
 
 from __future__ import annotations
 
@@ -10,10 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-HIDDEN = -0.5 * float(jnp.finfo(jnp.float32).max)  # the bias of a key that a query must not see
 ABSENT = None
 
 
@@ -63,21 +56,3 @@ def sizes(path: str | Path, values: Mapping[str, Any], keys: Sequence[str]) -> d
         if type(values[key]) is not int or values[key] < 1:
             raise ValueError(f"{path}: {key} is {json.dumps(values[key])}; it must be a positive integer")
     return {key: values[key] for key in keys}
-
-
-def attention(q_BLHE: jax.Array, k_BLKE: jax.Array, v_BLKE: jax.Array, bias: jax.Array, scale: float) -> jax.Array:
-    """softmax(scale q k + bias) v, H / K query heads on each key/value head; (B, L, H, E) in the dtype of v.
-
-    Args:
-      bias: float32 (B or 1, K or 1, L, L), queries before keys; HIDDEN where the key must not be seen. A query that
-        sees no key at all takes the mean of the values.
-
-    Softmax in float32. float32 inputs are multiplied as such, also where the device would by default use fewer bits.
-    """
-    B, L, H, E = q_BLHE.shape
-    K = k_BLKE.shape[2]
-    precision = jax.lax.Precision.HIGHEST if v_BLKE.dtype == jnp.float32 else None
-    q_BLKGE = q_BLHE.reshape(B, L, K, H // K, E)
-    logits = jnp.einsum("blkge,bmke->bkglm", q_BLKGE, k_BLKE, precision=precision, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scale * logits + bias[:, :, None], axis=-1).astype(v_BLKE.dtype)
-    return jnp.einsum("bkglm,bmke->blkge", weights, v_BLKE, precision=precision).reshape(B, L, H, E)

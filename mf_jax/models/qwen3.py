@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mf_jax.models.attention import HIDDEN, attention
 from mf_jax.models.layers import Dense, RMSNorm, rotary_table
-from mf_jax.models.pretrained_text import ABSENT, HIDDEN, attention, read_config, require, sizes
+from mf_jax.models.pretrained_text import ABSENT, read_config, require, sizes
 
 _SIZES = (
     "vocab_size",
@@ -109,7 +110,7 @@ class Layer(nn.Module):
         c = self.config
         x_BLW, states_SBLW = carry
         B, L, W = x_BLW.shape
-        h = RMSNorm("embed", self.dtype, name="attention_norm")(x_BLW)
+        h = RMSNorm("norm", self.dtype, name="attention_norm")(x_BLW)
 
         def project(count: int, name: str, axis: str) -> jax.Array:
             y = Dense(count * c.head_dim, ("embed", axis), self.dtype, name=name)(h)
@@ -118,10 +119,10 @@ class Layer(nn.Module):
         q = RMSNorm("head", self.dtype, name="q_norm")(project(c.num_attention_heads, "q", "heads"))
         k = RMSNorm("head", self.dtype, name="k_norm")(project(c.num_key_value_heads, "k", "kv_heads"))
         v = project(c.num_key_value_heads, "v", "kv_heads")
-        mixed = attention(rotate_halves(q, table), rotate_halves(k, table), v, bias, c.head_dim**-0.5)
+        mixed = attention(rotate_halves(q, table), rotate_halves(k, table), v, bias=bias, scale=c.head_dim**-0.5)
         x_BLW = x_BLW + Dense(W, ("heads", "embed"), self.dtype, name="o")(mixed.reshape(B, L, -1))
 
-        h = RMSNorm("embed", self.dtype, name="mlp_norm")(x_BLW)
+        h = RMSNorm("norm", self.dtype, name="mlp_norm")(x_BLW)
         hidden = nn.silu(Dense(c.intermediate_size, ("embed", "mlp"), self.dtype, name="gate")(h))
         hidden = hidden * Dense(c.intermediate_size, ("embed", "mlp"), self.dtype, name="up")(h)
         x_BLW = x_BLW + Dense(W, ("mlp", "embed"), self.dtype, name="down")(hidden)

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mf_jax.models.attention import HIDDEN, attention
 from mf_jax.models.layers import Dense, RMSNorm
-from mf_jax.models.pretrained_text import ABSENT, HIDDEN, attention, read_config, require, sizes
+from mf_jax.models.pretrained_text import ABSENT, read_config, require, sizes
 
 _ACCEPTED = {
     "model_type": ("umt5",),
@@ -86,7 +87,7 @@ class Layer(nn.Module):
     def __call__(self, x_BLW: jax.Array, hidden_B11L: jax.Array, buckets_LL: np.ndarray) -> tuple[jax.Array, None]:
         c = self.config
         B, L, W = x_BLW.shape
-        h = RMSNorm("embed", self.dtype, name="attention_norm")(x_BLW)
+        h = RMSNorm("norm", self.dtype, name="attention_norm")(x_BLW)
         q, k, v = (
             Dense(c.num_heads * c.d_kv, ("embed", "heads"), self.dtype, name=name)(h).reshape(B, L, c.num_heads, c.d_kv)
             for name in ("q", "k", "v")
@@ -98,10 +99,10 @@ class Layer(nn.Module):
             jnp.float32,
         )
         bias_HLL = bias.astype(jnp.float32)[buckets_LL].transpose(2, 0, 1)
-        mixed = attention(q, k, v, bias_HLL[None] + hidden_B11L, scale=1.0)
+        mixed = attention(q, k, v, bias=bias_HLL[None] + hidden_B11L, scale=1.0)
         x_BLW = x_BLW + Dense(W, ("heads", "embed"), self.dtype, name="o")(mixed.reshape(B, L, -1))
 
-        h = RMSNorm("embed", self.dtype, name="mlp_norm")(x_BLW)
+        h = RMSNorm("norm", self.dtype, name="mlp_norm")(x_BLW)
         hidden = nn.gelu(Dense(c.d_ff, ("embed", "mlp"), self.dtype, name="wi_0")(h), approximate=True)
         hidden = hidden * Dense(c.d_ff, ("embed", "mlp"), self.dtype, name="wi_1")(h)
         x_BLW = x_BLW + Dense(W, ("mlp", "embed"), self.dtype, name="wo")(hidden)
@@ -151,4 +152,4 @@ class UMT5Encoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, self.dtype, name="layers")
         x_BLW, _ = stack(x_BLW, jnp.where(mask_BL, 0.0, HIDDEN)[:, None, None, :], buckets_LL)
-        return jnp.where(mask_BL[..., None], RMSNorm("embed", self.dtype, name="final_norm")(x_BLW), 0)
+        return jnp.where(mask_BL[..., None], RMSNorm("norm", self.dtype, name="final_norm")(x_BLW), 0)

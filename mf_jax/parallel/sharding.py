@@ -1,101 +1,249 @@
-"""The mesh and the one table that says how logical axes lie on it.
+"""The mesh, and the one table that says how logical axes lie on it.
 
-Every parameter and activation names its axes (`embed`, `mlp`, `batch`, ...); `RULES` maps a name to mesh axes.
-Optimizer state and EMA follow the parameters.
+Every parameter and activation names its axes (`embed`, `mlp`, `batch`, ...); `RULES` maps a name to mesh axes, and
+`mesh.rules` of the config overrides single entries. Gradients, optimizer state and EMA follow the parameters.
+
+    data     batch split, parameters whole: also over the slices of a multi-slice run, whose network is slower
+    fsdp     batch split, and every matrix split on its model-width axis, gathered layer by layer where it is used
+    tensor   attention heads and the hidden width of the MLP split
+    context  tokens split; queries stay where they are, keys and values are gathered
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp")
+from mf_jax.settings import check_at_least, nearest
 
-RULES = (
-    ("batch", ("data", "fsdp")),
-    ("embed", "fsdp"),
+AXES = ("data", "fsdp", "tensor", "context")
+
+RULES: dict[str, tuple[str, ...]] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "sequence": ("context",),
+    # parameters, and the activations that they make
+    "embed": ("fsdp", "context"),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
     # the rest is whole on every device
-    ("embed_out", None),
-    ("embed_activation", None),
-    ("sequence", None),
-    ("layers", None),
-    ("heads", None),
-    ("kv_heads", None),
-    ("head", None),
-    ("mlp", None),
-    ("modulation", None),
-    ("channels", None),
-    ("time", None),
-    ("text", None),
-    ("text_out", None),
-    ("vocabulary", None),
-)
+    "embed_activation": (),
+    "embed_out": (),
+    "key_sequence": (),
+    "layers": (),
+    "head": (),
+    "norm": (),  # too small to be worth gathering
+    "modulation": (),
+    "channels": (),
+    "time": (),
+    "text": (),
+    "text_out": (),
+    "vocabulary": (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; -1 takes the devices that the other leaves.
+    """Sizes of the mesh axes, see the top of the file; one may be -1 and takes the devices that the others leave.
 
-    data: batch split, parameters whole. fsdp: batch and parameters split.
+    Attributes:
+      data, fsdp, tensor, context: within a slice.
+      slices: copies of that mesh, one per slice of a multi-slice run, joined along `data`.
+      rules: {logical axis: mesh axes} in place of those of RULES: {"sequence": ("context", "tensor"), "mlp": ()}.
     """
 
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+    slices: int = 1
+    rules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_at_least("mesh", self, slices=1)
+        for name, axes in self.rules.items():
+            if name not in RULES:
+                raise ValueError(f"mesh.rules names the axis {name!r}; {nearest(name, RULES)}")
+            for axis in _axes(axes):
+                if axis not in AXES:
+                    raise ValueError(f"mesh.rules.{name} is {axes!r}; the mesh axes are {', '.join(AXES)}")
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over all devices.
+def _axes(value: Any) -> tuple[str, ...]:
+    """Mesh axes as a rule may give them: a name, several, or None."""
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """The size of every axis on so many devices, all slices together.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices of a slice.
     """
-    sizes = [config.data, config.fsdp]
-    count = jax.device_count()
-    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+    count, rest = divmod(devices, config.slices)
+    if rest:
+        raise ValueError(f"mesh.slices is {config.slices}; {devices} devices cannot be dealt evenly to as many")
+    where = f"{count} in each of {config.slices} slices" if config.slices > 1 else f"{count}"
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    if list(sizes.values()).count(-1) > 1 or any(s == 0 or s < -1 for s in sizes.values()):
+        raise ValueError(f"mesh sizes {sizes}: at most one may be -1, the others positive")
+    known = int(np.prod([s for s in sizes.values() if s > 0]))
+    if count % known or (-1 not in sizes.values() and known != count):
         raise ValueError(
-            f"mesh sizes {dict(zip(AXES, sizes, strict=True))}: at most one may be -1, the others positive"
+            f"mesh {sizes} does not fit the devices, there are {where}: the sizes must multiply to that number, "
+            "-1 standing for the rest"
         )
-    known = int(np.prod([s for s in sizes if s > 0]))
-    if count % known or (-1 not in sizes and known != count):
-        raise ValueError(
-            f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit the devices, there are {count}: the sizes must "
-            "multiply to that number, -1 standing for the rest"
-        )
-    sizes = [count // known if s == -1 else s for s in sizes]
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    sizes = {axis: count // known if s == -1 else s for axis, s in sizes.items()}
+    return sizes | {"data": sizes["data"] * config.slices}
 
 
-def shardings(boxed: Any, mesh: Mesh) -> Any:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices, or over those given.
+
+    Raises:
+      ValueError: as `mesh_sizes`; another number of slices than the devices are of.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(config, len(devices))
+    types = (AxisType.Auto,) * len(AXES)
+    if config.slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    found = {getattr(device, "slice_index", None) for device in devices}
+    if len(found) != config.slices:
+        raise ValueError(f"mesh.slices is {config.slices}; the devices are of {len(found)}")
+    within = (sizes["data"] // config.slices, *list(sizes.values())[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(within, (config.slices, 1, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=types)
+
+
+@contextlib.contextmanager
+def rules(overrides: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Context in which `overrides` (MeshConfig.rules) stand in place of those entries of RULES."""
+    table = {name: _axes(axes) for name, axes in (RULES | dict(overrides or {})).items()}
+    with nn.logical_axis_rules([(name, axes or None) for name, axes in table.items()]):
+        yield
+
+
+@contextlib.contextmanager
+def scope(mesh: Mesh) -> Iterator[None]:
+    """Context in which models are traced for a mesh, by the rules in force or else by RULES."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        if not nn.get_logical_axis_rules():
+            stack.enter_context(rules())
+        yield
+
+
+def spec(names: Iterable[str | None]) -> PartitionSpec:
+    """The mesh axes of an array whose axes have these logical names, by the rules in force or else by RULES."""
+    table = dict(nn.get_logical_axis_rules() or RULES.items())
+    taken: set[str] = set()
+    entries = []
+    for name in names:
+        axes = tuple(axis for axis in _axes(table[name] if name else None) if axis not in taken)
+        taken.update(axes)
+        entries.append(axes[0] if len(axes) == 1 else axes or None)
+    return PartitionSpec(*entries)
+
+
+def shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """NamedShardings of a tree whose leaves carry logical axis names (as flax's `init` returns it).
 
     Raises:
       ValueError: a dimension that its mesh axes do not divide; names parameter, dimension and axis.
     """
-    specs = nn.get_partition_spec(boxed)
-    tree = nn.logical_to_mesh_sharding(specs, mesh, list(RULES))
-    flat, _ = jax.tree_util.tree_flatten_with_path(nn.unbox(boxed))
-    for (path, leaf), sharding in zip(flat, jax.tree.leaves(tree), strict=True):
-        for dimension, axes in enumerate(sharding.spec):
-            names = (axes,) if isinstance(axes, str) else axes or ()
-            size = int(np.prod([mesh.shape[name] for name in names]))
-            if leaf.shape[dimension] % size:
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
+        layout, shape = spec(names), (leaf.value if names else leaf).shape
+        for dimension, (axes, size) in enumerate(zip(layout, shape, strict=False)):
+            if size % (parts := _parts(mesh, axes)):
                 raise ValueError(
-                    f"parameter {jax.tree_util.keystr(path)} of shape {leaf.shape}: dimension {dimension} "
-                    f"({leaf.shape[dimension]}) is not divisible by mesh axis {'*'.join(names)} of size {size}"
+                    f"parameter {jax.tree_util.keystr(path)} of shape {shape}: dimension {dimension} ({size}) is not "
+                    f"divisible by mesh axis {'*'.join(_axes(axes))} of size {parts}"
                 )
-    return tree
+        return NamedSharding(mesh, layout)
+
+    def is_box(leaf: Any) -> bool:
+        return isinstance(leaf, nn.LogicallyPartitioned)
+
+    return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=is_box)
+
+
+def _parts(mesh: Any, axes: Any) -> int:
+    """Into how many parts these mesh axes cut a dimension."""
+    return int(np.prod([mesh.shape[axis] for axis in _axes(axes)], dtype=int))
+
+
+def check_divisible(sizes: Iterable[tuple[str, str, int]], mesh: Mesh) -> None:
+    """Of activations, before anything is traced.
+
+    Args:
+      sizes: (what it is, in words, with the config key; its logical axis; its size).
+
+    Raises:
+      ValueError: a size that its mesh axes do not divide; names it and the axes.
+    """
+    for what, name, size in sizes:
+        axes = spec((name,))[0]
+        if size % (parts := _parts(mesh, axes)):
+            raise ValueError(
+                f"{what}: {size} is not divisible by mesh axis {'*'.join(_axes(axes))} of size {parts}; change either"
+            )
+
+
+def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises ValueError: a batch that cannot be cut into parts and dealt to the devices; names one that can."""
+    parts = _parts(mesh, spec(("batch",))[0])
+    if batch % (accumulate * parts):
+        unit = accumulate * parts
+        raise ValueError(
+            f"train.batch {batch} is not divisible by {accumulate} (train.accumulate) x {parts} (the devices that it "
+            f"is split over); the next that is: {-(-batch // unit) * unit}"
+        )
+
+
+def is_split(name: str) -> bool:
+    """Whether a logical axis is cut into parts on the mesh of the present scope."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and _parts(mesh, spec((name,))[0]) > 1
+
+
+def where_divisible(names: Sequence[str | None], shape: Sequence[int]) -> tuple[str | None, ...]:
+    """The names, None in place of one whose mesh axes do not divide its dimension, on the mesh of the present scope."""
+    mesh = jax.sharding.get_abstract_mesh()
+    layout = spec(names)
+    fits = [mesh.empty or size % _parts(mesh, axes) == 0 for size, axes in zip(shape, layout, strict=True)]
+    return tuple(name if fit else None for name, fit in zip(names, fits, strict=True))
+
+
+def per_device(
+    function: Callable[..., jax.Array], inputs: Sequence[tuple[str | None, ...]], output: tuple[str | None, ...]
+) -> Callable[..., jax.Array]:
+    """`function` called on each device's part of its arguments, for kernels that the compiler cannot split.
+
+    Args:
+      inputs: logical names of the axes of every argument. output: of the result.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    specs = tuple(spec(names) for names in inputs)
+    return jax.shard_map(function, in_specs=specs, out_specs=spec(output), check_vma=False)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over all devices."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Of arrays whose leading axis is the batch."""
+    return NamedSharding(mesh, spec(("batch",)))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -106,10 +254,3 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
         for name, value in batch.items()
         if name not in ("index", "skipped")
     }
-
-
-@contextlib.contextmanager
-def scope(mesh: Mesh) -> Iterator[None]:
-    """Context in which models are traced: the mesh, and the rules for `with_logical_constraint`."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(list(RULES)):
-        yield

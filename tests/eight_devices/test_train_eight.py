@@ -2,11 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from mf_jax import config as configs
-from mf_jax import train
+from mf_jax import train, train_state
+from mf_jax.checkpoint import CheckpointConfig, Checkpoints, digest
+from mf_jax.joint_model import build_model
+from mf_jax.parallel import sharding
 
 
 def losses(workdir):
@@ -15,8 +19,49 @@ def losses(workdir):
 
 def test_a_batch_that_the_devices_do_not_divide(tiny_config, tmp_path):
     config = configs.resolve(tiny_config, ["train.batch=12"])
-    with pytest.raises(ValueError, match=r"train\.batch 12 is not divisible by 1 \(train\.accumulate\) x 8 devices"):
+    with pytest.raises(
+        ValueError, match=r"train\.batch 12 is not divisible by 1 \(train\.accumulate\) x 8 \(the devices"
+    ):
         train.train(config, tmp_path)
+
+
+MESHES = {
+    "data": dict(data=8),
+    "fsdp": dict(data=1, fsdp=8),
+    "data-fsdp-tensor": dict(data=2, fsdp=2, tensor=2),
+    "fsdp-context": dict(data=1, fsdp=4, context=2),
+}
+PARTS = ("params", "ema", "opt_state")
+
+
+@pytest.fixture(scope="module")
+def layouts(make_tiny_config):
+    """By mesh, and by None for one device: the parts of a train state as shapes and shardings."""
+    raw = make_tiny_config()
+    raw["model"] |= dict(heads=4, kv_heads=2)
+    config = configs.resolve(raw)
+    model = build_model(config)
+    meshes = {name: sharding.make_mesh(sharding.MeshConfig(**sizes)) for name, sizes in MESHES.items()}
+    states = {name: train_state.abstract(model, config, mesh) for name, mesh in (meshes | {None: None}).items()}
+    return {name: {part: getattr(state, part) for part in PARTS} for name, state in states.items()}
+
+
+@pytest.mark.parametrize("saved_on", MESHES)
+def test_a_checkpoint_restores_on_any_mesh_and_on_one_device(saved_on, layouts, randomised, tmp_path):
+    """Bitwise, in all its parts; and each device holds what the new mesh gives it, no more."""
+    arrays = randomised(layouts[None], seed=3)
+    placed = jax.tree.map(lambda x, a: jax.device_put(x.astype(a.dtype), a.sharding), arrays, layouts[saved_on])
+    expected = {name: digest(tree) for name, tree in placed.items()}
+    writer = Checkpoints(tmp_path, CheckpointConfig())
+    writer.save(7, placed, {}, {})
+    writer.close()
+    reader = Checkpoints(tmp_path)
+    for wanted in layouts.values():
+        restored = reader.restore(wanted)
+        assert {name: digest(tree) for name, tree in restored.items()} == expected
+        for got, asked in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True):
+            assert got.sharding.is_equivalent_to(asked.sharding, got.ndim)
+    reader.close()
 
 
 def test_a_run_goes_on_on_another_mesh(make_tiny_config, tmp_path):

@@ -40,6 +40,7 @@ class Echo(JointModel):
 def config(make_tiny_config):
     raw = make_tiny_config()
     raw["modalities"]["depth"]["weight"] = 0.5
+    raw["model"] |= dict(heads=4, kv_heads=2)
     return resolve(raw)
 
 
@@ -103,16 +104,45 @@ def single(gradient_of, params, make_batch):
     return jax.tree.map(np.asarray, gradient_of(1)(params, make_batch(8, share=UNEQUAL), jnp.int32(3)))
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
-def test_any_mesh_gives_the_result_of_one_device(data, fsdp, model, config, params, make_batch, single):
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=data, fsdp=fsdp))
-    layout = train_state.layout_of(model, config, mesh).params
+MESHES = {
+    "data": dict(data=8),
+    "fsdp": dict(data=1, fsdp=8),
+    "data-fsdp": dict(data=2, fsdp=4),
+    "data-fsdp-tensor": dict(data=2, fsdp=2, tensor=2),
+    "fsdp-context": dict(data=1, fsdp=4, context=2),
+    "tensor-context": dict(data=1, fsdp=2, tensor=2, context=2),
+}
+
+
+def on_mesh(sizes, model, config, params, batch, rules=()):
+    mesh = sharding.make_mesh(sharding.MeshConfig(**sizes))
     compute = jax.jit(functools.partial(train_step.loss_and_gradient, model, OBJECTIVE, SEED, 1, {}))
-    with sharding.scope(mesh):
-        placed = sharding.put_batch(make_batch(8, share=UNEQUAL), mesh)
-        result = compute(jax.device_put(params, layout), {}, placed, jnp.int32(3))
+    with sharding.rules(dict(rules)):
+        layout = train_state.layout_of(model, config, mesh).params
+    with sharding.rules(dict(rules)), sharding.scope(mesh):
+        result = compute(jax.device_put(params, layout), {}, sharding.put_batch(batch, mesh), jnp.int32(3))
     assert result[0].sharding.num_devices == 8
-    assert_same(single, jax.tree.map(np.asarray, result))
+    return jax.tree.map(np.asarray, result)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_any_mesh_gives_the_result_of_one_device(mesh, model, config, params, make_batch, single):
+    assert_same(single, on_mesh(MESHES[mesh], model, config, params, make_batch(8, share=UNEQUAL)))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rules"),
+    [
+        ("tensor-context", {}),
+        ("tensor-context", {"kv_heads": ()}),
+        ("data-fsdp-tensor", {"sequence": ("context", "tensor")}),
+    ],
+    ids=["split", "keys-whole", "sequence-over-tensor"],
+)
+def test_so_does_a_kernel_that_is_called_per_device(mesh, rules, model, config, params, make_batch, single):
+    """The Pallas kernel, interpreted; and rules that leave heads or key/value heads whole."""
+    fused = dataclasses.replace(model, backbone=model.backbone.clone(attention="splash_interpret"))
+    assert_same(single, on_mesh(MESHES[mesh], fused, config, params, make_batch(8, share=UNEQUAL), rules))
 
 
 def test_accumulation_gives_the_result_of_one_part(gradient_of, params, make_batch, single):

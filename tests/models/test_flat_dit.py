@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax._src.ad_checkpoint import saved_residuals
 
 from mf_jax.diffusion.path import interpolate
-from mf_jax.models.flat_dit import FlatDiT, Stream
-from mf_jax.models.layers import attention
+from mf_jax.models.flat_dit import Block, FlatDiT, Stream
+from mf_jax.models.remat import PRESETS, rematerialised
 
 STREAMS = (Stream("image", 6, position=0, decoder_blocks=0), Stream("depth", 4, position=1, decoder_blocks=2))
 MODEL = FlatDiT(STREAMS, width=64, layers=2, heads=4, kv_heads=2, mlp_ratio=1.5)
@@ -134,9 +135,9 @@ def params(boxed, randomised):
 def forward(model, names=("image", "depth")):
     """Compiled: (params, x, t, text) -> outputs, of the modalities in `names`."""
 
-    def run(params, x, t, text_BMD):
+    def run(params, x, t, text_BMD, text_valid_BM=None):
         x, t, grids = ({name: d[name] for name in names} for d in (x, t, GRIDS))
-        return model.apply({"params": params}, x, t, grids, text_BMD)
+        return model.apply({"params": params}, x, t, grids, text_BMD, text_valid_BM)
 
     return jax.jit(run)
 
@@ -215,17 +216,6 @@ def test_depth_at_full_noise_cannot_be_seen_and_looks_like_missing_depth(params,
         jax.tree.map(np.testing.assert_array_equal, outputs[0], other)
 
 
-def test_grouped_attention_is_attention_with_repeated_keys_and_values():
-    generator = np.random.default_rng(2)
-    q = generator.standard_normal((2, 7, 6, 4))
-    k, v = generator.standard_normal((2, 2, 7, 2, 4))
-    q32, k32, v32 = (jnp.asarray(a, jnp.float32) for a in (q, k, v))
-    k, v = (np.repeat(a, 3, axis=2) for a in (k, v))
-    logits = np.einsum("bnhe,bmhe->bhnm", q, k) / 2.0
-    weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    np.testing.assert_allclose(attention(q32, k32, v32), np.einsum("bhnm,bmhe->bnhe", weights, v), atol=1e-5)
-
-
 def test_bfloat16_compute_is_close(params, inputs, run):
     x, t, text_BMD = inputs
     single = run(params, x, t, text_BMD)
@@ -236,17 +226,65 @@ def test_bfloat16_compute_is_close(params, inputs, run):
         assert 1e-5 < difference / np.std(single[name]) < 0.05
 
 
-def test_recomputation_gives_the_same_gradients(params, inputs):
-    """The image alone: one stack of two blocks."""
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in ("none", "offload")])
+def test_recomputation_gives_the_same_gradients(preset, params, inputs):
+    """The image alone: one stack of two blocks. What is kept is what models/remat.py says."""
     x, t, text_BMD = inputs
 
-    def gradient(model):
+    def loss(model):
         run = forward(model, ("image",))
-        return jax.jit(jax.grad(lambda params: jnp.sum(run(params, x, t, text_BMD)["image"] ** 2)))(params)
+        return lambda params: jnp.sum(run(params, x, t, text_BMD)["image"] ** 2)
 
-    plain, remat = gradient(MODEL), gradient(dataclasses.replace(MODEL, remat=True, parent=None))
+    recomputing = dataclasses.replace(MODEL, remat=preset, parent=None)
+    plain, remat = (jax.jit(jax.grad(loss(model)))(params) for model in (MODEL, recomputing))
     assert jax.tree.structure(plain) == jax.tree.structure(remat)
     for name in ("trunk", "image_in", "image_out", "image_modulation", "time_image", "text_in"):
         for a, b in zip(jax.tree.leaves(plain[name]), jax.tree.leaves(remat[name]), strict=True):
             assert np.abs(a).max() > 0
             np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
+
+    kept = kept_by_a_block(preset)
+    width, hidden = MODEL.width, int(MODEL.width * MODEL.mlp_ratio)
+    heads, kv_heads = width, width * MODEL.kv_heads // MODEL.heads
+    products = sorted([heads, kv_heads, kv_heads, width, hidden, hidden, width])
+    assert kept == {"full": [], "attention_mlp": [width, width], "dots": products}[preset]
+
+
+def kept_by_a_block(preset):
+    """Channels per token of what the forward pass of one block leaves for its backward pass, besides its inputs."""
+    T, head_dim = 11, MODEL.width // MODEL.heads
+    block = rematerialised(Block, preset)(
+        MODEL.heads, MODEL.kv_heads, head_dim, int(MODEL.width * MODEL.mlp_ratio), jnp.float32, "xla"
+    )
+    table = (np.ones((T, head_dim // 2), np.float32), np.ones((T, head_dim // 2), np.float32))
+    x, modulation = jnp.ones((1, T, MODEL.width)), jnp.ones((1, T, 3 * MODEL.width))
+    params = nn.unbox(block.init(jax.random.key(0), x, modulation, table, None))
+
+    def run(params, x, modulation):
+        return block.apply(params, x, modulation, table, None)[0]
+
+    residuals = saved_residuals(run, params, x, modulation)
+    return sorted(
+        int(np.prod(aval.shape)) // T
+        for aval, origin in residuals
+        if T in aval.shape and "argument" not in origin and "constant" not in origin
+    )
+
+
+def test_text_that_is_padding_changes_nothing(params, inputs):
+    """Neither its features nor its number; and text that is not, does."""
+    x, t, text_BMD = inputs
+    generator = np.random.default_rng(8)
+    real = 3
+    padding = generator.standard_normal((2, len(text_BMD), 4, D)).astype(np.float32)
+    run = forward(MODEL)
+    outputs = []
+    for extra in (padding[0], 100 * padding[1], padding[0][:, :1]):
+        text = jnp.concatenate([text_BMD[:, :real], extra], axis=1)
+        valid = jnp.broadcast_to(jnp.arange(text.shape[1]) < real, text.shape[:2])
+        outputs.append(run(params, x, t, text, valid))
+    outputs.append(run(params, x, t, text_BMD[:, :real]))
+    for other in outputs[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), outputs[0], other)
+    seen = run(params, x, t, jnp.concatenate([text_BMD[:, :real], padding[0]], axis=1))
+    assert all(np.abs(seen[name] - outputs[0][name]).max() > 1e-3 for name in seen)

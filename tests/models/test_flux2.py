@@ -188,10 +188,11 @@ def test_gradients_of_all_parameters(golden, result):
         assert entries.sum() == pytest.approx(float(total), abs=5e-4 * float(norm)), name
 
 
-def test_recomputing_blocks_changes_nothing(official):
+@pytest.mark.parametrize("preset", ["full", "attention_mlp"])
+def test_recomputing_blocks_changes_nothing(preset, official):
     golden = official("dit_guidance")
     given = golden.params, *inputs_of(golden.arrays("forward"))
-    model = golden.model.clone(remat=True)
+    model = golden.model.clone(remat=preset)
     plain, saving = (compiled(m, golden.grids)(*given) for m in (golden.model, model))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max()), plain, saving)
     x, t, text, _ = given[1:]

@@ -235,7 +235,7 @@ def test_parameters_are_laid_out_by_known_axes(boxed):
     assert set(boxed["double"]) == {"text", "image", "depth", "albedo"}
     assert set(boxed["single"]) == set(boxed["double"]["text"]) == set(boxed["depth_decoder"])
     names = {axis for spec in jax.tree.leaves(specs) for axis in spec}
-    assert names - {None} <= {name for name, _ in RULES}
+    assert names - {None} <= set(RULES)
     for stack in (specs["double"]["text"], specs["single"], specs["depth_decoder"]):
         assert stack["mlp_down"]["kernel"] == jax.sharding.PartitionSpec("layers", "mlp", "embed")
         assert stack["q"]["kernel"] == jax.sharding.PartitionSpec("layers", "embed", "heads")
