@@ -4,6 +4,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -167,3 +168,12 @@ def test_shellcheck():
     shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
     result = subprocess.run([shellcheck, "-x", *paths], cwd=LAUNCH.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+def test_dockerfile_copies_what_is_there_and_installs_extras_that_exist():
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    assert {"mf_jax", "configs", "launch"} <= set(copied)
+    assert all((LAUNCH.parent / name).exists() for name in copied)
+    extras = tomllib.loads((LAUNCH.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"tpu", "cuda"} <= set(extras) and "ARG EXTRA=tpu" in lines

@@ -54,8 +54,8 @@ def test_preempted_slices_are_created_anew(run, left):
 
 def test_a_preemption_may_show_late(run, scripts):
     scripts.stand_in("sleep", f"echo SUSPENDED > '{scripts.folder}/state'")
-    result, verbs, trained = run("[[ $n != 0 ]] || exit 255")
-    assert result.returncode == 0 and trained == 2 and verbs.count("create") == 2
+    result, verbs, trained = run("[[ $n -ge 5 ]] || exit 255")
+    assert result.returncode == 0 and trained == 6 and verbs.count("create") == 6  # none counts as a crash
 
 
 def test_a_crash_is_tried_again_three_times(run, scripts):
