@@ -1,0 +1,34 @@
+# shellcheck shell=bash
+# The XLA flags of each platform, and the only place that sets any. All scripts here do: source launch/xla_flags.sh PLATFORM
+#
+# PLATFORM is tpu, gpu or cpu. What LIBTPU_INIT_ARGS or XLA_FLAGS hold already comes behind ours, and wins.
+#
+# For TPUs there is none: the flags that are handed around for training (async collective fusion, latency hiding,
+# overlap of collectives, async all-gather, data-parallel all-reduce) are the defaults of libtpu 0.0.42, which compiles
+# the same program with and without them; the tests show it. One that changes the program needs a measurement first.
+
+_tpu_flags=()
+_gpu_flags=(
+  --xla_gpu_enable_latency_hiding_scheduler=true # starts collectives early, so that they run beside compute
+)
+
+case ${1:-} in
+  tpu) export LIBTPU_INIT_ARGS="${_tpu_flags[*]}${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}" ;;
+  gpu)
+    export XLA_FLAGS="${_gpu_flags[*]}${XLA_FLAGS:+ $XLA_FLAGS}"
+    export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}" # jax takes 0.75 of a GPU by default
+    ;;
+  cpu) ;;
+  *)
+    echo "xla_flags.sh: the platform is '${1:-}'; give tpu, gpu or cpu" >&2
+    exit 2
+    ;;
+esac
+
+# Prints the variables above as `NAME=VALUE` lines.
+xla_flags_show() {
+  local name
+  for name in LIBTPU_INIT_ARGS XLA_FLAGS XLA_PYTHON_CLIENT_MEM_FRACTION; do
+    [[ -z ${!name:-} ]] || echo "$name='${!name}'"
+  done
+}
