@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mf_jax.frozen_flops import FrozenFlops
 from mf_jax.parallel import sharding
 
 Batch = dict[str, jax.Array]
@@ -37,6 +38,13 @@ class FrozenNetwork(Protocol):
 
     def decode(self, params: Any, value: jax.Array) -> jax.Array:
         """A modality's decoded array as users want it, latents to pixels. Called for modalities alone."""
+
+    def flops(self, resolution: tuple[int, int]) -> FrozenFlops:
+        """What it costs for an example of (H, W).
+
+        Raises:
+          ValueError: its sizes are not known.
+        """
 
 
 def abstract(module: nn.Module, mesh: jax.sharding.Mesh | None, dtype: jnp.dtype, *inputs: Any) -> Any:

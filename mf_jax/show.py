@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -105,3 +106,21 @@ def _print_counts(model: JointModel, params: Any, config: Mapping[str, Any]) -> 
         print(f"frozen parameters: {count(freeze.split(params, paths)[1]):,} ({', '.join(paths)})")
     if flops.distills(config):
         print(f"teacher, forward of one example: {flops.teacher_flops(model):.4g}, counted in the step")
+    _print_hardware(model, config)
+
+
+def _print_hardware(model: JointModel, config: Mapping[str, Any]) -> None:
+    """FLOPs besides the model's: what remat computes again, and the frozen networks, each apart."""
+    networks = {}
+    for name, network in model.networks.items():
+        try:
+            cost = network.flops(model.resolution)
+        except ValueError as error:
+            print(f"frozen network {name}: FLOPs not known, {error}")
+            continue
+        networks[name] = network
+        decode = f", decoding {cost.decode:.4g}" if cost.decode else ""
+        print(f"frozen network {name}, forward of one example: {cost.encode:.4g}{decode} ({cost.source})")
+    step = flops.hardware_flops(dataclasses.replace(model, networks=networks), config)
+    counted = ["the model's", f"remat {config['model']['remat']}", *(f"frozen {name}" for name in networks)]
+    print(f"hardware FLOPs per step: {step:.4g} ({', '.join(counted)})")

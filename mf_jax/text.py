@@ -16,9 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mf_jax import frozen
+from mf_jax import frozen, frozen_flops
 from mf_jax.data.tokenizer import ByteTokenizer, Qwen3Tokenizer, UMT5Tokenizer
 from mf_jax.frozen import FrozenNetwork
+from mf_jax.frozen_flops import FrozenFlops
 from mf_jax.interop import qwen3 as qwen3_names
 from mf_jax.interop import umt5 as umt5_names
 from mf_jax.interop import weights
@@ -116,6 +117,19 @@ class FrozenText:
     def network(self, dtype: jnp.dtype) -> FrozenNetwork | None:
         return TextNetwork(self, dtype)
 
+    def _sizes(self, kind: Any, published: Any, name: str) -> tuple[Any, str]:
+        """The encoder's config, and where it comes from: config.json, or without one the published encoder `name`.
+
+        Raises:
+          ValueError: there is no config.json, and `width` is not that of the published encoder.
+        """
+        if self.checkpoint and (file := self.folder / "config.json").is_file():
+            return kind.from_json(file), str(file)
+        missing = f"there is no config.json in text.checkpoint {self.checkpoint!r}"
+        if self.width != type(self).width:
+            raise ValueError(missing)
+        return published, f"sizes of {name}, as {missing}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Qwen3Text(FrozenText):
@@ -131,6 +145,11 @@ class Qwen3Text(FrozenText):
         """The module, and its features per token."""
         config = Qwen3Config.from_json(self.folder / "config.json")
         return Qwen3(config, self.layers, dtype), config.hidden_size * len(self.layers)
+
+    def flops(self) -> FrozenFlops:
+        """Of one text, see FrozenNetwork.flops."""
+        config, source = self._sizes(Qwen3Config, frozen_flops.QWEN3_8B, "Qwen3-8B")
+        return FrozenFlops(frozen_flops.qwen3(config, self.layers[-1], self.max_length), 0, source)
 
     def table(self, module: nn.Module, files: TensorFiles) -> list[Entry]:
         return qwen3_names.table(module)
@@ -149,6 +168,11 @@ class UMT5Text(FrozenText):
         """The module, and its features per token."""
         config = UMT5Config.from_json(self.folder / "config.json")
         return UMT5Encoder(config, dtype), config.d_model
+
+    def flops(self) -> FrozenFlops:
+        """Of one text, see FrozenNetwork.flops."""
+        config, source = self._sizes(UMT5Config, frozen_flops.UMT5_XXL, "UMT5-XXL")
+        return FrozenFlops(frozen_flops.umt5(config, self.max_length), 0, source)
 
     def table(self, module: nn.Module, files: TensorFiles) -> list[Entry]:
         return umt5_names.table(module, files)
@@ -192,6 +216,9 @@ class TextNetwork:
     def encode(self, params: Any, batch: frozen.Batch) -> frozen.Batch:
         features = self._module.apply({"params": params}, batch["text_ids"], batch["text_mask"])
         return {"text_features": features}
+
+    def flops(self, resolution: tuple[int, int]) -> FrozenFlops:
+        return self.text.flops()
 
 
 KINDS: dict[str, Any] = {"byte": ByteText, "qwen3": Qwen3Text, "umt5": UMT5Text}

@@ -36,7 +36,16 @@ def test_show_config(config_file, capsys):
     assert 4 * total == sum(int(size.replace(",", "")) for _, size in rows)
     assert "mesh of 1 devices: data 1, fsdp 1, tensor 1, context 1" in shown
     assert "tokens per example: 20 (image 4, depth 4, text 12)" in shown
-    assert re.search(r"model FLOPs per step: \d", shown)
+    assert re.search(r"model FLOPs per step: \d", shown) and re.search(r"hardware FLOPs per step: \d", shown)
+
+
+def test_show_lists_frozen_networks_apart(capsys):
+    """With their FLOPs where their sizes are known, and a reason where they are not."""
+    assert main(["show", "--config=configs/mofo_370m.py", "--config.text.width=512"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"frozen network image, forward of one example: \d\S+, decoding \d", shown)
+    assert "frozen network text: FLOPs not known, there is no config.json in text.checkpoint" in shown
+    assert re.search(r"hardware FLOPs per step: \d.*frozen image\)", shown)
 
 
 def test_show_the_layout_on_devices_that_are_not_here(config_file, capsys):

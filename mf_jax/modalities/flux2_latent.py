@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mf_jax import frozen
+from mf_jax import frozen, frozen_flops
+from mf_jax.frozen_flops import FrozenFlops
 from mf_jax.interop import weights
 from mf_jax.interop.autoencoder import DECODER, ENCODER, inspect, published_files
 from mf_jax.interop.files import TensorFiles
@@ -123,6 +125,19 @@ class Autoencoder:
         """Latents (B, h, w, C) to uint8 (B, H, W, 3)."""
         decoder = Decoder(self._published[0], dtype=self.dtype)
         return to_uint8(decoder.apply({"params": params[DECODER]}, value))
+
+    def flops(self, resolution: tuple[int, int]) -> FrozenFlops:
+        if self.codec.checkpoint and Path(self.codec.checkpoint).exists():
+            config, source = self._published[0], self.codec.checkpoint
+        else:
+            config, missing = (
+                AutoencoderConfig(),
+                f"there is no checkpoint {self.codec.checkpoint!r} of the image modality",
+            )
+            if (config.packed, config.reduction) != (self.codec.channels, self.codec.reduction):
+                raise ValueError(missing)
+            source = f"sizes of FLUX.2's, as {missing}"
+        return FrozenFlops(*frozen_flops.autoencoder(config, resolution), source)
 
 
 def network(codec: Codec, dtype: jnp.dtype) -> Autoencoder:

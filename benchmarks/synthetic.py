@@ -1,0 +1,119 @@
+"""What the benchmarks train on: configs, and batches in which the frozen networks' results are there already.
+
+Needs neither data, tokenizers nor published weights, and of the packages only jax, flax, optax and what mf_jax's models
+import: no grain, clu, ml_collections, orbax.
+
+Legend: B batch, H W pixels, h w latents, C channels of a latent, L text ids, M text tokens, D text channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mf_jax import backbones, text, train_state
+from mf_jax.joint_model import JointModel, build_model
+from mf_jax.modalities import flux2_latent
+from mf_jax.optimizer import OptimizerConfig
+from mf_jax.settings import build, build_kind
+from mf_jax.train_step import ObjectiveConfig, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """The text side of a model whose features come with the batch: no tokenizer, no empty prompt."""
+
+    length: int
+    tokens: int
+    channels: int
+
+    def tokenizer(self) -> Features:
+        return self
+
+    def fields(self, text: str) -> dict[str, Any]:
+        return {}
+
+
+def load(path: str | pathlib.Path, **changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A config file with the defaults of what the train step reads.
+
+    Args:
+      changes: by section, values that replace those of the file: model={"layers": 6}.
+    """
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    raw = module.get_config()
+    for section, values in changes.items():
+        raw[section] = raw.get(section, {}) | dict(values)
+    config = {"seed": 0, "data": raw["data"], "modalities": raw["modalities"], "modes": raw["modes"]}
+    for name, cls in (("objective", ObjectiveConfig), ("optimizer", OptimizerConfig)):
+        config[name] = dataclasses.asdict(build(cls, raw.get(name, {}), name))
+    for name, kinds in (("text", text.KINDS), ("model", backbones.KINDS)):
+        section = raw.get(name, {})
+        kind = section.get("kind", next(iter(kinds)))
+        config[name] = {"kind": kind, **dataclasses.asdict(build_kind(kinds, section, name))}
+    config["train"] = {"accumulate": 1, "freeze": ()} | raw["train"]
+    return config
+
+
+def model_of(config: Mapping[str, Any]) -> JointModel:
+    """The model without its frozen networks."""
+    model = build_model(config)
+    if model.text_encoder is not None:
+        return model
+    features = Features(model.text.length, model.text.tokens, model.text.channels)
+    return dataclasses.replace(model, networks={}, text=features)
+
+
+def train_step(model: JointModel, config: Mapping[str, Any]) -> Callable[..., Any]:
+    """(state, networks, batch) -> (state, metrics), not compiled."""
+    objective = build(ObjectiveConfig, config["objective"], "objective")
+    optimizer = train_state.optimizer_of(config)
+    train = config["train"]
+    return make_train_step(model, objective, optimizer, config["seed"], train["accumulate"], train["ema_decay"])
+
+
+def fields(model: JointModel, B: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch."""
+    H, W = model.resolution
+    shapes: dict[str, Any] = {"text_ids": ((B, model.text.length), jnp.int32)}
+    if model.text_encoder is None:
+        shapes["text_mask"] = ((B, model.text.length), jnp.bool_)
+        shapes["text_features"] = ((B, model.text.tokens, model.text.channels), model.backbone.dtype)
+    for name, modality in model.modalities.items():
+        if isinstance(modality.codec, flux2_latent.Codec):
+            shapes["image_latent"] = ((B, *model.grids[name], modality.codec.channels), jnp.float32)
+        elif name == "depth":
+            shapes |= {"depth": ((B, H, W), jnp.float32), "depth_valid": ((B, H, W), jnp.bool_)}
+        else:
+            shapes["image"] = ((B, H, W, 3), jnp.uint8)
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def batch(model: JointModel, B: int, seed: int = 0) -> dict[str, jax.Array]:
+    """A batch made on the device: normal latents and features, a fifth of the depth measured, half of the text real."""
+
+    def make(key: jax.Array) -> dict[str, jax.Array]:
+        made = {}
+        for i, (name, wanted) in enumerate(fields(model, B).items()):
+            own = jax.random.fold_in(key, i)
+            if name == "depth":
+                made[name] = jax.random.uniform(own, wanted.shape, minval=0.5, maxval=10.0)
+            elif name == "depth_valid":
+                made[name] = jax.random.bernoulli(own, 0.2, wanted.shape)
+            elif name == "text_mask":
+                made[name] = jnp.broadcast_to(jnp.arange(wanted.shape[1]) < (wanted.shape[1] + 1) // 2, wanted.shape)
+            elif jnp.issubdtype(wanted.dtype, jnp.floating):
+                made[name] = jax.random.normal(own, wanted.shape, wanted.dtype)
+            else:
+                made[name] = jax.random.randint(own, wanted.shape, 0, 256, jnp.int32).astype(wanted.dtype)
+        return made
+
+    return jax.jit(make)(jax.random.key(seed))
