@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
 OVERRIDES = "a value of the config: --config.train.steps=300, --config.data.source.seed=1, ..."
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> int:
     if arguments.verb == "show":
         from mf_jax import show
 
@@ -86,7 +87,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     elif arguments.verb == "train":
         from mf_jax import config, train
 
-        train.train(config.load(arguments.config, overrides), arguments.workdir)
+        train.train(config.load(arguments.config, overrides), arguments.workdir, began)
     elif arguments.verb == "sample":
         from mf_jax import sample
 
@@ -113,6 +114,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb. A user's mistake is one clear message on stderr and exit status 2, other failures 1."""
+    began = time.monotonic()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
@@ -120,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mf_jax.metrics import NotFinite
 
     try:
-        return _run(arguments, overrides)
+        return _run(arguments, overrides, began)
     except (ValueError, OSError) as error:
         print(f"mf_jax {arguments.verb}: error: {error}", file=sys.stderr)
         return 2

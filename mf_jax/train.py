@@ -11,29 +11,33 @@ import contextlib
 import fcntl
 import pathlib
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from mf_jax import flops, frozen, initial, metrics, train_state
+from mf_jax import compilation, frozen, initial, train_state
 from mf_jax.checkpoint import CheckpointConfig, Checkpoints
 from mf_jax.config import difference, resolve, to_dict
 from mf_jax.data.loader import build_train_loader
+from mf_jax.goodput import CHECKPOINT, COMPILE, DATA, STARTUP, Goodput
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
+from mf_jax.profiling import ProfileWindow
 from mf_jax.settings import build
 from mf_jax.stored import Stored
+from mf_jax.train_log import Log
 from mf_jax.train_step import TEACHER, ObjectiveConfig, make_train_step
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
 # of steps where the learning rate does not depend on it, and the paths of published weights (KEY.checkpoint).
 MAY_CHANGE = (
     "train.log_every",
+    "train.compilation_cache",
+    "train.profile_steps",
+    "train.dump_hlo",
     "checkpoint.",
     "data.workers",
     "data.cache",
@@ -49,13 +53,14 @@ MAY_CHANGE = (
 )
 
 
-def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
+def train(config: Mapping[str, Any], workdir: str | pathlib.Path, began: float | None = None) -> int:
     """Trains to `train.steps`, from the latest checkpoint in `workdir` where there is one.
 
     SIGTERM and SIGINT save a checkpoint after the step in progress and return.
 
     Args:
       config: resolved (config.load). workdir: of this run alone; made where it does not exist.
+      began: when the program began, by time.monotonic(), for the accounts of where the time goes; None: now.
 
     Returns:
       The step reached: less than `train.steps` if a signal stopped the run.
@@ -64,6 +69,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
       ValueError: a config that does not fit together, the data, or the checkpoint in `workdir`; a workdir in use.
       metrics.NotFinite: a loss or gradient is NaN or inf. The last checkpoint stays.
     """
+    began = time.monotonic() if began is None else began
     if jax.process_count() > 1:
         raise ValueError(f"training runs in one process so far, with all its devices; there are {jax.process_count()}")
     if "://" in str(workdir):
@@ -71,6 +77,11 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with _lock(workdir), _stop_signals() as stopped, contextlib.ExitStack() as stack:
+        goodput = Goodput(workdir / "goodput.json", began)
+        stack.enter_context(
+            compilation.persistent_cache(config["train"]["compilation_cache"], workdir / "compilation_cache")
+        )
+
         # Mesh, model, data
         layout = build(sharding.MeshConfig, config["mesh"], "mesh")
         mesh = sharding.make_mesh(layout)
@@ -89,6 +100,21 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
         )
         stack.callback(loader.close)
 
+        # Where the run is: the latest checkpoint of this workdir, or step 0
+        checkpoints = Checkpoints(workdir / "checkpoints", build(CheckpointConfig, config["checkpoint"], "checkpoint"))
+        stack.callback(checkpoints.close)
+        resumes = checkpoints.latest() is not None
+        if resumes:
+            if "opt_state" not in checkpoints.items():
+                raise ValueError(f"{workdir} is an import; train in another --workdir with init.checkpoint={workdir}")
+            _check_same(resolve(checkpoints.config()), config, workdir)
+            loader.set_state(checkpoints.iterator())
+        start = checkpoints.latest() or 0
+        if start >= steps:
+            print(f"{workdir} is at step {start} of {steps}: nothing to train")
+            return start
+        loader.start()  # its workers take seconds to start, in which the state is made
+
         # Frozen networks and, for self-distillation, the teacher
         objective = build(ObjectiveConfig, config["objective"], "objective")
         if objective.distills and (not config["init"]["checkpoint"] or len(model.modalities) < 2):
@@ -97,11 +123,6 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
                 "it, and a second modality; set both weights to 0 to train without"
             )
         networks = frozen.load(model.networks, mesh)
-
-        # State: the latest checkpoint of this workdir, or step 0
-        checkpoints = Checkpoints(workdir / "checkpoints", build(CheckpointConfig, config["checkpoint"], "checkpoint"))
-        stack.callback(checkpoints.close)
-        resumes = checkpoints.latest() is not None
         weights = None
         if config["init"]["checkpoint"] and (objective.distills or not resumes):
             source = Stored(config["init"]["checkpoint"])
@@ -109,13 +130,11 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
             source.close()
         if objective.distills:
             networks[TEACHER] = initial.teacher(config, weights)
+
+        # State
         if resumes:
             del weights  # what the teacher does not hold
-            if "opt_state" not in checkpoints.items():
-                raise ValueError(f"{workdir} is an import; train in another --workdir with init.checkpoint={workdir}")
-            _check_same(resolve(checkpoints.config()), config, workdir)
             state = _restore(checkpoints, train_state.abstract(model, config, mesh))
-            loader.set_state(checkpoints.iterator())
         elif weights is not None:
             params, origins = initial.params(model, config, mesh, weights)
             print(f"starting from {config['init']['checkpoint']}: {origins}")
@@ -123,11 +142,6 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
             del params, weights
         else:
             state = train_state.new(model, config, mesh)
-        start = int(state.step)
-        if start >= steps:
-            print(f"{workdir} is at step {start} of {steps}: nothing to train")
-            return start
-        loader.start()
         print(
             f"training {workdir} from step {start} to {steps} on {jax.device_count()} x {jax.devices()[0].device_kind}"
         )
@@ -142,31 +156,38 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
                 config["train"]["ema_decay"],
             ),
             donate_argnums=0,
-            out_shardings=(train_state.layout_of(model, config, mesh), None),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
         )
         stack.enter_context(sharding.scope(mesh))
-        log = _Log(workdir, model, config, start)
+        batch = next(loader)
+        goodput.spend(STARTUP, time.monotonic())
+        dump = workdir / "hlo" if config["train"]["dump_hlo"] else None
+        step_fn = compilation.compile_step(step_fn, (state, networks, sharding.put_batch(batch, mesh)), dump)
+        goodput.spend(COMPILE, time.monotonic())
+        log = Log(workdir, model, config, start, goodput)
         stack.callback(log.close)
+        profile = ProfileWindow(config["train"]["profile_steps"], workdir / "profile")
+        stack.callback(profile.close)
 
         # Steps
-        pending: tuple[int, Any, dict[str, float]] | None = None
         for step in range(start, steps):
-            waiting = time.perf_counter()
-            batch = next(loader)
-            host = {"data_wait_seconds": time.perf_counter() - waiting}
-            state, step_metrics = step_fn(state, networks, sharding.put_batch(batch, mesh))
-            if pending is not None:
-                log.add(*pending)
-            pending = (step + 1, step_metrics, host)
+            profile.at(step, state)
+            if step > start:
+                with log.waiting(DATA):
+                    batch = next(loader)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, step_metrics = step_fn(state, networks, sharding.put_batch(batch, mesh))
+            log.started(step + 1, step_metrics)
 
             last = step + 1 == steps or bool(stopped)
             if last or (step + 1) % config["checkpoint"]["every"] == 0:
-                log.add(*pending)
-                pending = None
-                checkpoints.save(step + 1, _items(state), loader.get_state(), to_dict(config))
+                log.read()
+                with log.waiting(CHECKPOINT):
+                    checkpoints.save(step + 1, _items(state), loader.get_state(), to_dict(config))
             if last:
                 break
-        checkpoints.wait()
+        with log.waiting(CHECKPOINT):
+            checkpoints.wait()
     if stopped:
         name = signal.Signals(stopped[0]).name
         print(f"stopped by {name} at step {step + 1} of {steps}, checkpoint saved; the same command goes on from there")
@@ -181,42 +202,6 @@ def _items(state: train_state.TrainState) -> dict[str, Any]:
 def _restore(checkpoints: Checkpoints, abstract: train_state.TrainState) -> train_state.TrainState:
     step = jax.device_put(np.int32(checkpoints.step()), abstract.step.sharding)
     return train_state.TrainState(step=step, **checkpoints.restore(_items(abstract)))
-
-
-class _Log:
-    """The progress bar, the log interval and the files they go to."""
-
-    def __init__(self, workdir: pathlib.Path, model: Any, config: Mapping[str, Any], start: int):
-        self._every = config["train"]["log_every"]
-        self._batch = config["train"]["batch"]
-        self._flops = flops.step_flops(model, config)
-        self._last = start
-        self._interval = metrics.Interval(tuple(model.modes))
-        self._writer = metrics.Writer(workdir, start)
-        self._bar = tqdm(
-            total=config["train"]["steps"], initial=start, unit="step", dynamic_ncols=True, file=sys.stdout,
-            mininterval=1.0 if sys.stdout.isatty() else 15.0,
-        )  # fmt: skip
-
-    def add(self, step: int, step_metrics: Any, host: dict[str, float]) -> None:
-        """Waits for a step's metrics; raises NotFinite."""
-        self._interval.add(step, jax.device_get(step_metrics), **host)
-        if step % self._every == 0 or step == self._bar.total:
-            values = self._interval.read()
-            speed = (step - self._last) / values["seconds"]
-            values |= {"images_per_second": speed * self._batch, "tflops_per_second": speed * self._flops / 1e12}
-            if peak := flops.peak_flops():
-                values["mfu"] = speed * self._flops / peak
-            self._last = step
-            self._writer.write(step, values)
-            self._bar.set_postfix(
-                {"loss": f"{values['loss']:.4f}", "images/s": f"{values['images_per_second']:.0f}"}, refresh=False
-            )
-        self._bar.update(1)
-
-    def close(self) -> None:
-        self._bar.close()
-        self._writer.close()
 
 
 @contextlib.contextmanager

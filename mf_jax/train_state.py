@@ -68,9 +68,15 @@ def new(
     Args:
       params: what to start from, laid out as `layout_of_params`; fresh parameters without it.
     """
-    layout = layout_of(model, config, mesh)
-    if params is None:
-        return jax.jit(lambda: nn.unbox(_boxed(model, config)), out_shardings=layout)()
+
+    def scratch() -> TrainState:
+        return _boxed(model, config)
+
+    boxed = jax.eval_shape(scratch)
+    layout = sharding.shardings(boxed, mesh)
+    if params is None:  # the same function again, boxes and all: jax traces it once
+        in_boxes = jax.tree.unflatten(jax.tree.structure(boxed), jax.tree.leaves(layout))
+        return nn.unbox(jax.jit(scratch, out_shardings=in_boxes)())
     return jax.jit(lambda params: _from_params(params, config), out_shardings=layout)(params)
 
 

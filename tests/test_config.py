@@ -59,6 +59,14 @@ def test_resolving_is_idempotent(make_tiny_config):
         ("train.steps=0", r"train\.steps is 0; it must be a number and at least 1"),
         ("train.accumulate=3", r"train\.batch 8 is not divisible by train\.accumulate 3"),
         ("train.ema_decay=1.0", r"ema_decay is 1\.0"),
+        ("train.profile_steps=(3,3)", r"train\.profile_steps is \(3, 3\); it must be \(first, last\) with 0 <= first"),
+        ("train.profile_steps=(-1,3)", r"train\.profile_steps is \(-1, 3\)"),
+        ("train.profile_steps=(2,7)", r"train\.profile_steps is \(2, 7\).*last <= train\.steps \(6\)"),
+        ("train.profile_steps=(1,2,3)", r"train\.profile_steps is \(1, 2, 3\)"),
+        ("train.profile_steps=(1.0,2)", r"train\.profile_steps is \(1\.0, 2\)"),
+        ("train.profile_steps=3", r"train\.profile_steps is tuple.*cannot be '3'"),
+        ("train.dump_hlo=yes", r"train\.dump_hlo is bool.*cannot be 'yes'"),
+        ("train.compilation_cache=True", r"train\.compilation_cache is str.*cannot be 'True'"),
     ],
 )
 def test_bad_overrides(make_tiny_config, override, message):

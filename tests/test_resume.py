@@ -83,8 +83,16 @@ def wait_for_checkpoint(process, workdir):
 
 def losses(workdir):
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    timing = ("seconds", "data_wait_seconds", "images_per_second", "tflops_per_second")
-    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+    timing = (
+        "seconds",
+        "data_wait_seconds",
+        "step_seconds/",
+        "images_per_second",
+        "tflops_",
+        "goodput/",
+        "wall_seconds",
+    )
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(timing)} for line in lines]
 
 
 def digests(workdir):

@@ -1,5 +1,6 @@
 """The loop in this process: errors that must be clear, and state that must not be lost."""
 
+import json
 import pathlib
 
 import numpy as np
@@ -69,6 +70,32 @@ def test_the_latest_checkpoints_are_kept_and_the_multiples_asked_for(make_tiny_c
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [3, 6, 7, 8]
 
 
+def test_a_run_leaves_what_its_observer_asked_for(make_tiny_config, tmp_path, capsys):
+    """Profile, HLO and a compilation cache, in a run that goes on once with other settings; accounts of both starts."""
+    shared = tmp_path / "shared"
+    first = resolved(make_tiny_config(), "train.steps=4", "train.profile_steps=(1,3)", "train.dump_hlo=True")
+    assert train.train(first, tmp_path / "run") == 4
+    (trace,) = (tmp_path / "run" / "profile" / "plugins" / "profile").glob("*/*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
+    optimised = (tmp_path / "run" / "hlo" / "train_step.optimized.txt").read_text()
+    assert "HloModule jit_train_step" in optimised and "ENTRY" in optimised
+    assert "module @jit_train_step" in (tmp_path / "run" / "hlo" / "train_step.stablehlo.txt").read_text()
+    assert "steps done again after a restart" in capsys.readouterr().out
+
+    second = resolved(make_tiny_config(), "train.steps=6", f"train.compilation_cache={shared}")
+    assert train.train(second, tmp_path / "run") == 6
+    assert [entry.name.split("-")[0] for entry in shared.glob("jit_train_step-*")] == ["jit_train_step"]
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5, 6]
+    for entry in entries:
+        shares = [value for name, value in entry.items() if name.startswith("goodput/")]
+        assert len(shares) == 6 and sum(shares) == pytest.approx(1)
+    assert all("step_seconds/p50" in entry for entry in entries if entry["step"] not in (1, 5))
+    assert entries[-1]["goodput/step"] > 0 and entries[-1]["goodput/compile"] > 0
+    assert [entry["wall_seconds"] for entry in entries] == sorted(entry["wall_seconds"] for entry in entries)
+    assert json.loads((tmp_path / "run" / "goodput.json").read_text())["starts"] == 2
+
+
 @pytest.fixture
 def folder_config(make_tiny_config, tmp_path):
     """Frames of which every third has no valid depth at all."""
@@ -93,8 +120,6 @@ def folder_config(make_tiny_config, tmp_path):
 
 
 def test_maps_without_depth_train_as_images_and_are_counted(folder_config, tmp_path):
-    import json
-
     from mf_jax.evaluation.run import evaluate
 
     assert train.train(resolved(folder_config, "train.steps=9"), tmp_path / "run") == 9

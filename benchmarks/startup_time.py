@@ -1,0 +1,79 @@
+"""What the compilation cache saves at the start of a run: python benchmarks/startup_time.py [PAIRS]
+
+Starts `python -m mf_jax train` for one step in a new process and a new workdir, and measures the time from the start of
+the process to the first line of metrics.jsonl, which is written when the first step is finished. Cold: with an empty
+compilation cache. Warm: with the one that the cold start has left. PAIRS (default 3) of cold and warm starts, in turn.
+The model is the quickstart's with the trunk of the scaling family, 30 layers under remat, at width 256. Beside each
+start is what the run itself recorded in goodput.json.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+
+CONFIG = """
+import runpy
+
+def get_config():
+    config = runpy.run_path({quickstart!r})["get_config"]()
+    config["model"] = dict(kind="flat_dit", width=256, layers=30, heads=4, kv_heads=1, remat=True)
+    config["train"] = dict(steps=1, batch=4, log_every=1)
+    return config
+"""
+
+
+def start(config: pathlib.Path, workdir: pathlib.Path, cache: pathlib.Path) -> tuple[float, dict[str, float]]:
+    """(seconds to the first finished step, the run's own accounts in seconds)."""
+    command = [sys.executable, "-m", "mf_jax", "train", f"--config={config}", f"--workdir={workdir}"]
+    metrics = workdir / "metrics.jsonl"
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, f"--config.train.compilation_cache={cache}"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not (metrics.exists() and metrics.stat().st_size):
+        if process.poll() is not None:
+            raise SystemExit(f"training ended before its first step:\n{process.communicate()[0]}")
+        time.sleep(0.005)
+    seconds = time.perf_counter() - begin
+    output, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(output)
+    return seconds, json.loads((workdir / "goodput.json").read_text())["seconds"]
+
+
+def main() -> None:
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    quickstart = pathlib.Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
+    print(f"jax {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores")
+    totals: dict[str, list[float]] = {"cold": [], "warm": []}
+    for pair in range(pairs):
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            (root / "config.py").write_text(CONFIG.format(quickstart=str(quickstart)))
+            for kind, values in totals.items():
+                seconds, accounts = start(root / "config.py", root / kind, root / "cache")
+                values.append(seconds)
+                print(
+                    f"{kind} {pair + 1}: {seconds:5.1f} s; of these the train step's compilation "
+                    f"{accounts['compile']:4.1f} s, the rest up to the first batch {accounts['startup']:4.1f} s; "
+                    f"load {os.getloadavg()[0]:.1f}",
+                    flush=True,
+                )
+    cold, warm = (statistics.median(values) for values in totals.values())
+    print(f"median: cold {cold:.1f} s, warm {warm:.1f} s, {warm / cold:.2f} of it")
+
+
+if __name__ == "__main__":
+    main()
