@@ -54,7 +54,8 @@ class FlatDiTConfig:
                 f"model.width {self.width}, heads {heads}, kv_heads {kv_heads}: heads must divide the width, "
                 "kv_heads the heads, and a head's channels must be a multiple of 8 (four rotary axes of pairs)"
             )
-        compute_dtype(self.dtype)
+        if self.dtype != "auto":  # which depends on the devices, and a config touches none
+            compute_dtype(self.dtype)
 
     @property
     def head_counts(self) -> tuple[int, int]:
@@ -105,7 +106,8 @@ class Flux2Config:
             )
         if sum(self.axes) != self.width // self.heads:
             raise ValueError(f"model.axes {self.axes} must sum to the channels of a head, {self.width // self.heads}")
-        compute_dtype(self.dtype)
+        if self.dtype != "auto":  # which depends on the devices, and a config touches none
+            compute_dtype(self.dtype)
 
     @property
     def compute_dtype(self) -> jnp.dtype:

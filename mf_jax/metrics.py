@@ -23,6 +23,26 @@ class NotFinite(FloatingPointError):
     """A loss, gradient or parameter norm is NaN or infinite."""
 
 
+def check_finite(step: int, metrics: dict[str, Any]) -> None:
+    """Raises NotFinite, naming the step and the quantity."""
+    for name in ("loss", "grad_norm", "param_norm"):
+        value = float(metrics[name])
+        if not math.isfinite(value):
+            sums = {k: float(np.sum(v)) for k, v in metrics["sum"].items()}
+            raise NotFinite(f"{name} is {value} at step {step} (sum of squared errors by modality: {sums})")
+
+
+class Check:
+    """What processes other than the first do in place of a log: nothing but wait for a step's metrics."""
+
+    def add(self, step: int, metrics: dict[str, Any], host: dict[str, float]) -> None:
+        """Raises NotFinite."""
+        check_finite(step, metrics)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class Interval:
     """Accumulates the metrics of consecutive steps until they are read out."""
 
@@ -43,12 +63,9 @@ class Interval:
         Raises:
           NotFinite: naming the step and the quantity.
         """
+        check_finite(step, metrics)
         for name in ("loss", "grad_norm", "param_norm"):
-            value = float(metrics[name])
-            if not math.isfinite(value):
-                sums = {k: float(np.sum(v)) for k, v in metrics["sum"].items()}
-                raise NotFinite(f"{name} is {value} at step {step} (sum of squared errors by modality: {sums})")
-            self._scalars.setdefault(name, []).append(value)
+            self._scalars.setdefault(name, []).append(float(metrics[name]))
         for name, value in host.items():
             self._scalars.setdefault(name, []).append(value)
         for target, kind in ((self._sums, "sum"), (self._counts, "count")):

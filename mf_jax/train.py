@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: workdir, mesh, model, data, resume, steps.
+"""The training loop, top to bottom: workdir, mesh, model, data, resume, steps. All processes of a run run it.
 
 The host does not wait for the step that it has just started, unless a checkpoint is due: metrics are read one step
 late, and nothing is saved before it is known to be finite. State that leaves the
@@ -8,7 +8,6 @@ process is a checkpoint (train state, data position, config); everything random 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import pathlib
 import signal
 import sys
@@ -26,9 +25,11 @@ from mf_jax.config import difference, resolve, to_dict
 from mf_jax.data.loader import build_train_loader
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
+from mf_jax.parallel.crew import Crew
 from mf_jax.settings import build
 from mf_jax.stored import Stored
 from mf_jax.train_step import TEACHER, ObjectiveConfig, make_train_step
+from mf_jax.workdir import held
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
 # of steps where the learning rate does not depend on it, and the paths of published weights (KEY.checkpoint).
@@ -49,13 +50,14 @@ MAY_CHANGE = (
 )
 
 
-def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
+def train(config: Mapping[str, Any], workdir: str | pathlib.Path, crew: Crew | None = None) -> int:
     """Trains to `train.steps`, from the latest checkpoint in `workdir` where there is one.
 
-    SIGTERM and SIGINT save a checkpoint after the step in progress and return.
+    SIGTERM and SIGINT, to any process, save a checkpoint after the step in progress and return.
 
     Args:
       config: resolved (config.load). workdir: of this run alone; made where it does not exist.
+      crew: the processes of the run (distributed.joined), all of which call this; this one alone without it.
 
     Returns:
       The step reached: less than `train.steps` if a signal stopped the run.
@@ -64,13 +66,11 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
       ValueError: a config that does not fit together, the data, or the checkpoint in `workdir`; a workdir in use.
       metrics.NotFinite: a loss or gradient is NaN or inf. The last checkpoint stays.
     """
-    if jax.process_count() > 1:
-        raise ValueError(f"training runs in one process so far, with all its devices; there are {jax.process_count()}")
+    crew = crew or Crew()
     if "://" in str(workdir):
         raise ValueError(f"--workdir is {workdir}; it must be a local path")
     workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with _lock(workdir), _stop_signals() as stopped, contextlib.ExitStack() as stack:
+    with held(workdir, crew), _stop_signals() as signals, contextlib.ExitStack() as stack:
         # Mesh, model, data
         mesh = sharding.make_mesh(build(sharding.MeshConfig, config["mesh"], "mesh"))
         steps, batch_size = config["train"]["steps"], config["train"]["batch"]
@@ -81,8 +81,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
             batch_size=batch_size,
             tokenizer=model.text.tokenizer(),
             seed=config["seed"],
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.batch_rows(mesh, batch_size),
         )
         stack.callback(loader.close)
 
@@ -98,7 +97,8 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
         # State: the latest checkpoint of this workdir, or step 0
         checkpoints = Checkpoints(workdir / "checkpoints", build(CheckpointConfig, config["checkpoint"], "checkpoint"))
         stack.callback(checkpoints.close)
-        resumes = checkpoints.latest() is not None
+        latest = crew.tell(checkpoints.latest())
+        resumes = latest is not None
         weights = None
         if config["init"]["checkpoint"] and (objective.distills or not resumes):
             source = Stored(config["init"]["checkpoint"])
@@ -108,25 +108,26 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
             networks[TEACHER] = initial.teacher(config, weights)
         if resumes:
             del weights  # what the teacher does not hold
-            if "opt_state" not in checkpoints.items():
+            if "opt_state" not in checkpoints.items(latest):
                 raise ValueError(f"{workdir} is an import; train in another --workdir with init.checkpoint={workdir}")
-            _check_same(resolve(checkpoints.config()), config, workdir)
-            state = _restore(checkpoints, train_state.abstract(model, config, mesh))
-            loader.set_state(checkpoints.iterator())
+            _check_same(resolve(checkpoints.config(latest)), config, workdir)
+            state = _restore(checkpoints, latest, train_state.abstract(model, config, mesh))
+            loader.set_state(checkpoints.iterator(latest))
         elif weights is not None:
             params, origins = initial.params(model, config, mesh, weights)
-            print(f"starting from {config['init']['checkpoint']}: {origins}")
+            crew.say(f"starting from {config['init']['checkpoint']}: {origins}")
             state = train_state.new(model, config, mesh, params)
             del params, weights
         else:
             state = train_state.new(model, config, mesh)
         start = int(state.step)
         if start >= steps:
-            print(f"{workdir} is at step {start} of {steps}: nothing to train")
+            crew.say(f"{workdir} is at step {start} of {steps}: nothing to train")
             return start
         loader.start()
-        print(
+        crew.say(
             f"training {workdir} from step {start} to {steps} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+            + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")
         )
 
         step_fn = jax.jit(
@@ -139,10 +140,10 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
                 config["train"]["ema_decay"],
             ),
             donate_argnums=0,
-            out_shardings=(train_state.layout_of(model, config, mesh), None),
+            out_shardings=(train_state.layout_of(model, config, mesh), sharding.replicated(mesh)),
         )
         stack.enter_context(sharding.scope(mesh))
-        log = _Log(workdir, model, config, start)
+        log = _Log(workdir, model, config, start) if crew.leads else metrics.Check()
         stack.callback(log.close)
 
         # Steps
@@ -156,7 +157,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
                 log.add(*pending)
             pending = (step + 1, step_metrics, host)
 
-            last = step + 1 == steps or bool(stopped)
+            last = crew.stops(signals) or step + 1 == steps
             if last or (step + 1) % config["checkpoint"]["every"] == 0:
                 log.add(*pending)
                 pending = None
@@ -164,9 +165,11 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> int:
             if last:
                 break
         checkpoints.wait()
-    if stopped:
-        name = signal.Signals(stopped[0]).name
-        print(f"stopped by {name} at step {step + 1} of {steps}, checkpoint saved; the same command goes on from there")
+    if step + 1 < steps:
+        crew.say(
+            f"stopped by {crew.stopped_by} at step {step + 1} of {steps}, checkpoint saved; the same command goes on "
+            "from there"
+        )
     return step + 1
 
 
@@ -175,9 +178,9 @@ def _items(state: train_state.TrainState) -> dict[str, Any]:
     return {name: value for name, value in vars(state).items() if name != "step"}
 
 
-def _restore(checkpoints: Checkpoints, abstract: train_state.TrainState) -> train_state.TrainState:
-    step = jax.device_put(np.int32(checkpoints.step()), abstract.step.sharding)
-    return train_state.TrainState(step=step, **checkpoints.restore(_items(abstract)))
+def _restore(checkpoints: Checkpoints, step: int, abstract: train_state.TrainState) -> train_state.TrainState:
+    placed = jax.device_put(np.int32(step), abstract.step.sharding)
+    return train_state.TrainState(step=placed, **checkpoints.restore(_items(abstract), step))
 
 
 class _Log:
@@ -214,19 +217,6 @@ class _Log:
     def close(self) -> None:
         self._bar.close()
         self._writer.close()
-
-
-@contextlib.contextmanager
-def _lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds `workdir` for this run; the system lets go of it when the process ends, however it ends."""
-    with (workdir / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"workdir {workdir} is in use by another run; wait for it or give another --workdir"
-            ) from None
-        yield
 
 
 @contextlib.contextmanager
