@@ -21,6 +21,14 @@ def _parser() -> argparse.ArgumentParser:
     train = verb("train", "train a model; the same command goes on from the latest checkpoint", True)
     train.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file, see configs/")
     train.add_argument("--workdir", required=True, metavar="DIR", help="of this run: checkpoints, metrics")
+    several = train.add_argument_group("several processes", "one per host: each runs the same command")
+    several.add_argument("--distributed", metavar="auto", help="as Cloud TPU, GKE, Slurm or Open MPI have it")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="or: the address of process 0")
+    several.add_argument("--processes", type=int, metavar="N", help="with --coordinator: how many there are")
+    several.add_argument("--process", type=int, metavar="I", help="with --coordinator: which this is, from 0")
+    several.add_argument(
+        "--init-timeout", type=float, metavar="SECONDS", help="how long to wait for all to be there (default: 300)"
+    )
 
     sample = verb("sample", "make images and depth from a prompt, an image or a depth map", True)
     sample.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a run, or an export")
@@ -85,9 +93,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> i
         else:
             show.show_config(arguments.config, overrides, arguments.devices)
     elif arguments.verb == "train":
-        from mf_jax import config, train
-
-        train.train(config.load(arguments.config, overrides), arguments.workdir, began)
+        _train(arguments, overrides, began)
     elif arguments.verb == "sample":
         from mf_jax import sample
 
@@ -112,6 +118,36 @@ def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> i
     return 0
 
 
+def _train(arguments: argparse.Namespace, overrides: list[str], began: float) -> None:
+    import jax
+
+    from mf_jax import config, train
+    from mf_jax.parallel import distributed, place
+
+    loaded = config.load(arguments.config, overrides)
+    where = place.find(
+        arguments.distributed, arguments.coordinator, arguments.processes, arguments.process, arguments.init_timeout
+    )
+    leaves, _ = jax.tree_util.tree_flatten_with_path(config.to_dict(loaded), is_leaf=lambda x: not isinstance(x, dict))
+    facts = {f"config.{jax.tree_util.keystr(path, simple=True, separator='.')}": repr(value) for path, value in leaves}
+    with distributed.joined(where, facts, _explain) as crew:
+        train.train(loaded, arguments.workdir, crew, began)
+
+
+def _explain(error: Exception) -> tuple[str, int] | None:
+    """The message and exit status of what is no bug; None for all else."""
+    from mf_jax.metrics import NotFinite
+    from mf_jax.parallel.distributed import Missing
+
+    if isinstance(error, NotFinite):
+        return f"stopped: {error}; the last checkpoint is kept", 1
+    if isinstance(error, Missing):
+        return f"stopped: {error}", 1
+    if isinstance(error, ValueError | OSError):
+        return f"error: {error}", 2
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb. A user's mistake is one clear message on stderr and exit status 2, other failures 1."""
     began = time.monotonic()
@@ -119,16 +155,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     arguments = parser.parse_args([a for a in argv if not a.startswith("--config.")])
-    from mf_jax.metrics import NotFinite
-
     try:
         return _run(arguments, overrides, began)
-    except (ValueError, OSError) as error:
-        print(f"mf_jax {arguments.verb}: error: {error}", file=sys.stderr)
-        return 2
-    except NotFinite as error:
-        print(f"mf_jax {arguments.verb}: stopped: {error}; the last checkpoint is kept", file=sys.stderr)
-        return 1
+    except Exception as error:
+        explained = _explain(error)
+        if explained is None:
+            raise
+        text, status = explained
+        print(f"mf_jax {arguments.verb}: {text}", file=sys.stderr)
+        return status
 
 
 if __name__ == "__main__":

@@ -23,6 +23,15 @@ class NotFinite(FloatingPointError):
     """A loss, gradient or parameter norm is NaN or infinite."""
 
 
+def check_finite(step: int, metrics: dict[str, Any]) -> None:
+    """Raises NotFinite, naming the step and the quantity."""
+    for name in ("loss", "grad_norm", "param_norm"):
+        value = float(metrics[name])
+        if not math.isfinite(value):
+            sums = {k: float(np.sum(v)) for k, v in metrics["sum"].items()}
+            raise NotFinite(f"{name} is {value} at step {step} (sum of squared errors by modality: {sums})")
+
+
 class Interval:
     """Accumulates the metrics of consecutive steps until they are read out."""
 
@@ -43,12 +52,9 @@ class Interval:
         Raises:
           NotFinite: naming the step and the quantity.
         """
+        check_finite(step, metrics)
         for name in ("loss", "grad_norm", "param_norm"):
-            value = float(metrics[name])
-            if not math.isfinite(value):
-                sums = {k: float(np.sum(v)) for k, v in metrics["sum"].items()}
-                raise NotFinite(f"{name} is {value} at step {step} (sum of squared errors by modality: {sums})")
-            self._scalars.setdefault(name, []).append(value)
+            self._scalars.setdefault(name, []).append(float(metrics[name]))
         for name, value in host.items():
             self._scalars.setdefault(name, []).append(value)
         for target, kind in ((self._sums, "sum"), (self._counts, "count")):

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: workdir, mesh, model, data, resume, steps.
+"""The training loop, top to bottom: workdir, mesh, model, data, resume, steps. All processes of a run run it.
 
 The host does not wait for the step that it has just started, unless a checkpoint is due: metrics are read one step
 late, and nothing is saved before it is known to be finite. State that leaves the
@@ -8,7 +8,6 @@ process is a checkpoint (train state, data position, config); everything random 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import pathlib
 import signal
 import time
@@ -25,11 +24,13 @@ from mf_jax.data.loader import build_train_loader
 from mf_jax.goodput import CHECKPOINT, COMPILE, DATA, STARTUP, Goodput
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
+from mf_jax.parallel.crew import Crew
 from mf_jax.profiling import ProfileWindow
 from mf_jax.settings import build
 from mf_jax.stored import Stored
-from mf_jax.train_log import Log
+from mf_jax.train_log import Check, Log
 from mf_jax.train_step import TEACHER, ObjectiveConfig, make_train_step
+from mf_jax.workdir import held
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
 # of steps where the learning rate does not depend on it, and the paths of published weights (KEY.checkpoint).
@@ -48,18 +49,23 @@ MAY_CHANGE = (
     "data.source.splits.test",
     "data.source.splits.validation",
     "mesh.",
+    "model.attention",
+    "model.remat",
     "sample.",
     "evaluate.",
 )
 
 
-def train(config: Mapping[str, Any], workdir: str | pathlib.Path, began: float | None = None) -> int:
+def train(
+    config: Mapping[str, Any], workdir: str | pathlib.Path, crew: Crew | None = None, began: float | None = None
+) -> int:
     """Trains to `train.steps`, from the latest checkpoint in `workdir` where there is one.
 
-    SIGTERM and SIGINT save a checkpoint after the step in progress and return.
+    SIGTERM and SIGINT, to any process, save a checkpoint after the step in progress and return.
 
     Args:
       config: resolved (config.load). workdir: of this run alone; made where it does not exist.
+      crew: the processes of the run (distributed.joined), all of which call this; this one alone without it.
       began: when the program began, by time.monotonic(), for the accounts of where the time goes; None: now.
 
     Returns:
@@ -69,14 +75,12 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path, began: float |
       ValueError: a config that does not fit together, the data, or the checkpoint in `workdir`; a workdir in use.
       metrics.NotFinite: a loss or gradient is NaN or inf. The last checkpoint stays.
     """
+    crew = crew or Crew()
     began = time.monotonic() if began is None else began
-    if jax.process_count() > 1:
-        raise ValueError(f"training runs in one process so far, with all its devices; there are {jax.process_count()}")
     if "://" in str(workdir):
         raise ValueError(f"--workdir is {workdir}; it must be a local path")
     workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with _lock(workdir), _stop_signals() as stopped, contextlib.ExitStack() as stack:
+    with held(workdir, crew), _stop_signals() as signals, contextlib.ExitStack() as stack:
         goodput = Goodput(workdir / "goodput.json", began)
         stack.enter_context(
             compilation.persistent_cache(config["train"]["compilation_cache"], workdir / "compilation_cache")
@@ -95,23 +99,23 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path, began: float |
             batch_size=batch_size,
             tokenizer=model.text.tokenizer(),
             seed=config["seed"],
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.batch_rows(mesh, batch_size),
         )
         stack.callback(loader.close)
 
         # Where the run is: the latest checkpoint of this workdir, or step 0
         checkpoints = Checkpoints(workdir / "checkpoints", build(CheckpointConfig, config["checkpoint"], "checkpoint"))
         stack.callback(checkpoints.close)
-        resumes = checkpoints.latest() is not None
+        latest = crew.tell(checkpoints.latest())
+        resumes = latest is not None
         if resumes:
-            if "opt_state" not in checkpoints.items():
+            if "opt_state" not in checkpoints.items(latest):
                 raise ValueError(f"{workdir} is an import; train in another --workdir with init.checkpoint={workdir}")
-            _check_same(resolve(checkpoints.config()), config, workdir)
-            loader.set_state(checkpoints.iterator())
-        start = checkpoints.latest() or 0
+            _check_same(resolve(checkpoints.config(latest)), config, workdir)
+            loader.set_state(checkpoints.iterator(latest))
+        start = latest or 0
         if start >= steps:
-            print(f"{workdir} is at step {start} of {steps}: nothing to train")
+            crew.say(f"{workdir} is at step {start} of {steps}: nothing to train")
             return start
         loader.start()  # its workers take seconds to start, in which the state is made
 
@@ -134,16 +138,17 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path, began: float |
         # State
         if resumes:
             del weights  # what the teacher does not hold
-            state = _restore(checkpoints, train_state.abstract(model, config, mesh))
+            state = _restore(checkpoints, latest, train_state.abstract(model, config, mesh))
         elif weights is not None:
             params, origins = initial.params(model, config, mesh, weights)
-            print(f"starting from {config['init']['checkpoint']}: {origins}")
+            crew.say(f"starting from {config['init']['checkpoint']}: {origins}")
             state = train_state.new(model, config, mesh, params)
             del params, weights
         else:
             state = train_state.new(model, config, mesh)
-        print(
+        crew.say(
             f"training {workdir} from step {start} to {steps} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+            + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")
         )
 
         step_fn = jax.jit(
@@ -156,17 +161,17 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path, began: float |
                 config["train"]["ema_decay"],
             ),
             donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh)),
         )
         stack.enter_context(sharding.scope(mesh))
         batch = next(loader)
         goodput.spend(STARTUP, time.monotonic())
-        dump = workdir / "hlo" if config["train"]["dump_hlo"] else None
+        dump = workdir / "hlo" if config["train"]["dump_hlo"] and crew.leads else None
         step_fn = compilation.compile_step(step_fn, (state, networks, sharding.put_batch(batch, mesh)), dump)
         goodput.spend(COMPILE, time.monotonic())
-        log = Log(workdir, model, config, start, goodput)
+        log = Log(workdir, model, config, start, goodput) if crew.leads else Check()
         stack.callback(log.close)
-        profile = ProfileWindow(config["train"]["profile_steps"], workdir / "profile")
+        profile = ProfileWindow(config["train"]["profile_steps"] if crew.leads else (), workdir / "profile")
         stack.callback(profile.close)
 
         # Steps
@@ -179,7 +184,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path, began: float |
                 state, step_metrics = step_fn(state, networks, sharding.put_batch(batch, mesh))
             log.started(step + 1, step_metrics)
 
-            last = step + 1 == steps or bool(stopped)
+            last = crew.stops(signals) or step + 1 == steps
             if last or (step + 1) % config["checkpoint"]["every"] == 0:
                 log.read()
                 with log.waiting(CHECKPOINT):
@@ -188,9 +193,11 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path, began: float |
                 break
         with log.waiting(CHECKPOINT):
             checkpoints.wait()
-    if stopped:
-        name = signal.Signals(stopped[0]).name
-        print(f"stopped by {name} at step {step + 1} of {steps}, checkpoint saved; the same command goes on from there")
+    if step + 1 < steps:
+        crew.say(
+            f"stopped by {crew.stopped_by} at step {step + 1} of {steps}, checkpoint saved; the same command goes on "
+            "from there"
+        )
     return step + 1
 
 
@@ -199,22 +206,9 @@ def _items(state: train_state.TrainState) -> dict[str, Any]:
     return {name: value for name, value in vars(state).items() if name != "step"}
 
 
-def _restore(checkpoints: Checkpoints, abstract: train_state.TrainState) -> train_state.TrainState:
-    step = jax.device_put(np.int32(checkpoints.step()), abstract.step.sharding)
-    return train_state.TrainState(step=step, **checkpoints.restore(_items(abstract)))
-
-
-@contextlib.contextmanager
-def _lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds `workdir` for this run; the system lets go of it when the process ends, however it ends."""
-    with (workdir / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"workdir {workdir} is in use by another run; wait for it or give another --workdir"
-            ) from None
-        yield
+def _restore(checkpoints: Checkpoints, step: int, abstract: train_state.TrainState) -> train_state.TrainState:
+    placed = jax.device_put(np.int32(step), abstract.step.sharding)
+    return train_state.TrainState(step=placed, **checkpoints.restore(_items(abstract), step))
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Batches for training: shuffled, repeated, shared out over processes, made by worker processes.
 
 The examples form one endless stream, fixed by the seed and the number of records. Global batch k is positions
-k B to (k+1) B of it; process p of P gets the p-th of P equal blocks. So neither the number of processes nor of
-workers changes what the model sees or in which order, and the whole state is one number, the next position.
+k B to (k+1) B of it; a process makes those rows of it that its devices hold. So neither the number of processes nor
+of workers changes what the model sees or in which order, and the whole state is one number, the next position.
 
 grain shuffles, and gives each position its own random generator. Its iterators are not used: with worker processes
 their state is bound to the number of workers, and restoring it with another one gives wrong examples without a message
@@ -13,7 +13,7 @@ workers are not grain's either.
 Legend: B global batch size, b batch size of this process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -37,8 +37,7 @@ def build_train_loader(
     batch_size: int,
     tokenizer: Tokenizer,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> "TrainLoader":
     """The training batches that a data config describes.
 
@@ -48,6 +47,7 @@ def build_train_loader(
       batch_size: B.
       tokenizer: of captions. With workers it is pickled.
       seed: of the order, the sparsifier and what is augmented.
+      rows: of each batch, those that this process makes, in order; all of them unless said.
 
     Raises:
       ValueError: an unknown key (names the nearest), and what the parts raise.
@@ -71,8 +71,7 @@ def build_train_loader(
         batch_size=batch_size,
         seed=seed,
         workers=data.get("workers", 0),
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
     )
 
 
@@ -88,10 +87,10 @@ class TrainLoader:
       batch_size: B.
       seed: of order and views; every epoch has others.
       workers: processes that make batches; 0 makes them in a thread of this process.
-      process_index, process_count: which share of each batch is this process's.
+      rows: (b,) of each batch, those that this process makes, in order; all of them unless said.
 
     Raises:
-      ValueError: no examples, or B not divisible by process_count. From next(): what reading an example raises, and
+      ValueError: no examples, or rows that are not of the batch. From next(): what reading an example raises, and
         more than `examples.source.max_unreadable` different files that cannot be read.
     """
 
@@ -103,15 +102,15 @@ class TrainLoader:
         batch_size: int,
         seed: int,
         workers: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
     ):
         if len(examples) == 0:
             raise ValueError("the training split has no records")
-        if batch_size < 1 or batch_size % process_count:
-            raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index {process_index} is not below process_count {process_count}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self._rows = tuple(int(row) for row in (range(batch_size) if rows is None else rows))
+        if not self._rows or not all(0 <= row < batch_size for row in self._rows):
+            raise ValueError(f"rows {self._rows} are not rows of a batch of {batch_size}")
         if workers < 0:
             raise ValueError(f"data.workers must not be negative, got {workers}")
         self._stream = grain.MapDataset.source(examples).seed(seed).shuffle().random_map(view).repeat()
@@ -119,7 +118,6 @@ class TrainLoader:
         self._batch_size = batch_size
         self._seed = seed
         self._workers = workers
-        self._process = (process_index, process_count)
         self._position = 0
         self._unreadable: set[int] = set()
         self._prefetch: Prefetch | None = None
@@ -128,7 +126,7 @@ class TrainLoader:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """This process's block of the next global batch.
+        """This process's rows of the next global batch.
 
         Returns:
           image (b,H,W,3) uint8; depth (b,H,W) float32 metres, 0 where missing; depth_valid (b,H,W) bool;
@@ -181,7 +179,7 @@ class TrainLoader:
 
     def _running(self) -> Prefetch:
         if self._prefetch is None:
-            batches = _Batches(self._stream, self._position, self._batch_size, *self._process)
+            batches = _Batches(self._stream, self._position, self._batch_size, self._rows)
             self._prefetch = Prefetch(batches, self._workers)
         return self._prefetch
 
@@ -202,15 +200,15 @@ class TrainLoader:
 
 
 class _Batches:
-    """One process's blocks of the global batches of a stream, from a position on."""
+    """One process's rows of the global batches of a stream, from a position on."""
 
-    def __init__(self, stream: grain.MapDataset, start: int, batch_size: int, process_index: int, process_count: int):
+    def __init__(self, stream: grain.MapDataset, start: int, batch_size: int, rows: tuple[int, ...]):
         self._stream = stream
+        self._start = start
         self._batch_size = batch_size
-        self._block = batch_size // process_count
-        self._start = start + process_index * self._block
+        self._rows = rows
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         first = self._start + index * self._batch_size
-        examples = [self._stream[position] for position in range(first, first + self._block)]
+        examples = [self._stream[first + row] for row in self._rows]
         return {name: np.stack([example[name] for example in examples]) for name in examples[0]}

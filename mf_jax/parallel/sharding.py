@@ -246,8 +246,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(("batch",)))
 
 
+def batch_rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Which examples of a batch the devices of this process hold, in order."""
+    cuts = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return np.unique(np.concatenate([np.arange(batch)[cut] for cut in cuts]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device, so that every process can read it."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch to its devices, as one global array per field. Book-keeping fields stay behind."""
+    """This process's `batch_rows` to its devices, as one global array per field. Book-keeping fields stay behind."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value)
