@@ -79,7 +79,8 @@ while true; do
   wait "$srun" || status=$?
   kill -0 "$srun" 2>/dev/null || break # else a signal ended the waiting, not the training
 done
-# A run that SIGTERM stopped has status 0 too. Slurm signals a job that it preempts without telling this script.
+# A run that SIGTERM stopped has status 0 too. Of a preemption Slurm tells the processes but not this script, and takes the
+# job for completed when they end in time.
 if scontrol show job "$SLURM_JOB_ID" | grep --quiet 'PreemptTime=[0-9]'; then stopped=1; fi
 if [[ $status == 0 && $stopped ]]; then
   echo "stopped early; the job goes back into the queue"
