@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The XLA flags of each platform, and the only place that sets any. All scripts here do: source launch/xla_flags.sh PLATFORM
+# The XLA flags of each platform, and the only place that sets any. All scripts do: source launch/xla_flags.sh PLATFORM
 #
 # PLATFORM is tpu, gpu or cpu. What LIBTPU_INIT_ARGS or XLA_FLAGS hold already comes behind ours, and wins.
 #
