@@ -5,14 +5,14 @@
 #       --config=configs/t2i_3b.py --workdir=/shared/runs/t2i_3b
 #
 # submits the job; with --dry-run first it prints what would be submitted and run. Every other option before `--` goes
-# to sbatch as it is (--partition=..., --account=..., --job-name=...). Once, on the login node, on a file system that all
-# nodes see, as the workdir must be:
+# to sbatch as it is (--partition=..., --account=..., --job-name=...). Once, on the login node, on a file system that
+# all nodes see, as the workdir must be:
 #
 #   python3 -m venv .venv && .venv/bin/pip install -e ".[cuda]"
 #
 # Five minutes ahead of the time limit the run gets SIGTERM, saves, and the job goes back into the queue; so it does
-# after a preemption (in partitions with PreemptMode=REQUEUE) and after a node has failed. A run that fails by itself is not
-# started again. `scancel JOB` ends it for good; `scancel --batch --signal=TERM JOB` saves and requeues it now.
+# after a preemption (in partitions with PreemptMode=REQUEUE) and after a node has failed. A run that fails by itself is
+# not started again. `scancel JOB` ends it for good; `scancel --batch --signal=TERM JOB` saves and requeues it now.
 set -euo pipefail
 
 fail() { echo "slurm.sh: $*" >&2; exit 2; }

@@ -5,8 +5,8 @@
 #       --config=configs/t2i_3b.py --workdir=/shared/runs/t2i_3b
 #
 # --type is XPK's: v5litepod-N and v6e-N count chips, v5p-N counts cores, two per chip. IMAGE is launch/Dockerfile,
-# built and pushed; the workdir lies on a storage of the cluster, attached with --storage=NAME (xpk storage). --dry-run prints
-# the command. Other options before `--` go to xpk (--zone=..., --project=..., --priority=...).
+# built and pushed; the workdir lies on a storage of the cluster, attached with --storage=NAME (xpk storage). --dry-run
+# prints the command. Other options before `--` go to xpk (--zone=..., --project=..., --priority=...).
 #
 # After a preemption or a crash all slices start again and go on from the latest checkpoint, up to 20 times; after a
 # mistake in the command (status 2) they do not. End it with: xpk workload delete --cluster=CLUSTER --workload=NAME
