@@ -3,9 +3,9 @@
 #
 #   bash launch/node.sh gpu --config=configs/t2i_3b.py --workdir=runs/t2i_3b
 #
-# with --dry-run first it prints what would be run. After a crash it starts again from the latest checkpoint, three times
-# at most; not after a mistake in the command (status 2). SIGTERM and Ctrl-C save and end it. On a machine that can be
-# preempted, start the same command at boot (@reboot in crontab, a systemd unit): it goes on where it was.
+# with --dry-run first it prints what would be run. After a crash it starts again from the latest checkpoint, three
+# times at most; not after a mistake in the command (status 2). SIGTERM and Ctrl-C save and end it. On a machine that
+# can be preempted, start the same command at boot (@reboot in crontab, a systemd unit): it goes on where it was.
 set -euo pipefail
 
 fail() { echo "node.sh: $*" >&2; exit 2; }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # TPU VMs of one or more slices through Cloud TPU's queued resources. All in one, on a machine that stays up (in tmux):
 #
-#   bash launch/queued_resource.sh run NAME --zone=us-east5-a --type=v5p-128 --slices=2 --spot --nfs=10.0.0.2:/share -- \
+#   bash launch/queued_resource.sh run t2i --zone=us-east5-a --type=v5p-128 --slices=2 --spot --nfs=10.0.0.2:/share -- \
 #       --config=configs/t2i_3b.py --workdir=/shared/runs/t2i_3b
 #
 # `run` creates the resource, waits for it, installs the committed state of this repository and trains. When slices are
@@ -11,7 +11,7 @@
 # training save and end. --dry-run prints what would be run.
 #
 # --type is as gcloud has it: v5litepod-N and v6e-N count chips, v5p-N counts cores, two per chip. --nfs is a Filestore
-# share, mounted at /shared: checkpoints must outlive the VMs. gcloud needs the key: ssh-add ~/.ssh/google_compute_engine
+# share, mounted at /shared: checkpoints must outlive the VMs. gcloud needs a key: ssh-add ~/.ssh/google_compute_engine
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -100,8 +100,8 @@ install() {
   steps="mkdir -p mf_jax && tar -xzf mf_jax.tar.gz -C mf_jax && cd mf_jax && python3 -m pip install --quiet --user uv \
     && ~/.local/bin/uv venv --quiet --allow-existing --python=3.12 .venv \
     && ~/.local/bin/uv pip install --quiet --compile-bytecode --python=.venv --editable '.[tpu]'"
-  [[ -z $nfs ]] || steps+=" && sudo apt-get install -y -q -o DPkg::Lock::Timeout=600 nfs-common && sudo mkdir -p /shared \
-    && (mountpoint -q /shared || sudo mount -t nfs $(printf %q "$nfs") /shared)"
+  [[ -z $nfs ]] || steps+=" && sudo apt-get install -y -q -o DPkg::Lock::Timeout=600 nfs-common \
+    && sudo mkdir -p /shared && (mountpoint -q /shared || sudo mount -t nfs $(printf %q "$nfs") /shared)"
   {
     act git archive --format=tar.gz --output="$archive" HEAD &&
       act "${gcloud[@]}" scp "$archive" "$name:mf_jax.tar.gz" "${everywhere[@]}" &&

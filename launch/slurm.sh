@@ -4,15 +4,15 @@
 #   bash launch/slurm.sh --nodes=4 --gpus-per-node=8 --time=24:00:00 -- \
 #       --config=configs/t2i_3b.py --workdir=/shared/runs/t2i_3b
 #
-# submits the job; with --dry-run first it prints what would be submitted and run. Every other option before `--` goes to
-# sbatch as it is (--partition=..., --account=..., --job-name=...). Once, on the login node, on a file system that all
-# nodes see, as the workdir must be:
+# submits the job; with --dry-run first it prints what would be submitted and run. Every other option before `--` goes
+# to sbatch as it is (--partition=..., --account=..., --job-name=...). Once, on the login node, on a file system that
+# all nodes see, as the workdir must be:
 #
 #   python3 -m venv .venv && .venv/bin/pip install -e ".[cuda]"
 #
-# Five minutes ahead of the time limit the run gets SIGTERM, saves, and the job goes back into the queue; so it does after
-# a preemption (in partitions with PreemptMode=REQUEUE) and after a node has failed. A run that fails by itself is not
-# started again. `scancel JOB` ends it for good; `scancel --batch --signal=TERM JOB` saves and requeues it now.
+# Five minutes ahead of the time limit the run gets SIGTERM, saves, and the job goes back into the queue; so it does
+# after a preemption (in partitions with PreemptMode=REQUEUE) and after a node has failed. A run that fails by itself is
+# not started again. `scancel JOB` ends it for good; `scancel --batch --signal=TERM JOB` saves and requeues it now.
 set -euo pipefail
 
 fail() { echo "slurm.sh: $*" >&2; exit 2; }
@@ -31,7 +31,7 @@ if [[ ${1:-} != --in-job ]]; then
     shift
   done
   [[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes is '$nodes'; give the number of nodes, as in --nodes=4"
-  [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus-per-node is '$gpus'; give the number of GPUs of a node, as in --gpus-per-node=8"
+  [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus-per-node is '$gpus'; give the GPUs of a node, as in --gpus-per-node=8"
   [[ " $* " == *" --config="* && " $* " == *" --workdir="* ]] ||
     fail "train needs --config=FILE and --workdir=DIR; write them after --"
   shift
@@ -68,7 +68,8 @@ if [[ $dry_run ]]; then
   printf '%q ' "${command[@]}"; echo
   exit
 fi
-[[ -x $python ]] || fail "there is no $python in $PWD; install with: python3 -m venv .venv && .venv/bin/pip install -e '.[cuda]'"
+[[ -x $python ]] ||
+  fail "there is no $python in $PWD; install with: python3 -m venv .venv && .venv/bin/pip install -e '.[cuda]'"
 
 stopped=
 trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM # to the processes of the job, not to this script
@@ -79,7 +80,8 @@ while true; do
   wait "$srun" || status=$?
   kill -0 "$srun" 2>/dev/null || break # else a signal ended the waiting, not the training
 done
-# A run that SIGTERM stopped has status 0 too. Slurm signals a job that it preempts without telling this script.
+# A run that SIGTERM stopped has status 0 too. Of a preemption Slurm tells the processes but not this script, and takes
+# the job for completed when they end in time.
 if scontrol show job "$SLURM_JOB_ID" | grep --quiet 'PreemptTime=[0-9]'; then stopped=1; fi
 if [[ $status == 0 && $stopped ]]; then
   echo "stopped early; the job goes back into the queue"

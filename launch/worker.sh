@@ -4,7 +4,7 @@
 #   bash launch/worker.sh --dry-run tpu --config=configs/t2i_3b.py --workdir=/shared/runs/t2i_3b
 #
 # A run that SIGTERM stops saves a checkpoint and ends with status 0, which a scheduler takes for finished. Here it ends
-# with 143, so that it is started again. Other statuses are passed on: 0 finished, 2 a mistake in the command, 1 the rest.
+# with 143, so that it is started again. Other statuses are passed on: 0 finished, 2 a mistake in the command.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

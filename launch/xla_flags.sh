@@ -1,11 +1,12 @@
 # shellcheck shell=bash
-# The XLA flags of each platform, and the only place that sets any. All scripts here do: source launch/xla_flags.sh PLATFORM
+# The XLA flags of each platform, and the only place that sets any. All scripts do: source launch/xla_flags.sh PLATFORM
 #
 # PLATFORM is tpu, gpu or cpu. What LIBTPU_INIT_ARGS or XLA_FLAGS hold already comes behind ours, and wins.
 #
-# For TPUs there is none: the flags that are handed around for training (async collective fusion, latency hiding,
-# overlap of collectives, async all-gather, data-parallel all-reduce) are the defaults of libtpu 0.0.42, which compiles
-# the same program with and without them; the tests show it. One that changes the program needs a measurement first.
+# For TPUs there is none: libtpu chooses by the chip. The flags that are handed around for training (async collective
+# fusion, latency hiding, overlap of collectives, async all-gather, data-parallel all-reduce) are its defaults on v5e,
+# where libtpu 0.0.42 compiles the same program with and without them, as the tests show. On v6e they change the
+# program, and nobody has measured here whether for the better.
 
 _tpu_flags=()
 _gpu_flags=(

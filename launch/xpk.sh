@@ -4,9 +4,9 @@
 #   bash launch/xpk.sh --cluster=CLUSTER --name=t2i-3b --type=v5p-128 --slices=2 --image=IMAGE -- \
 #       --config=configs/t2i_3b.py --workdir=/shared/runs/t2i_3b
 #
-# --type is XPK's: v5litepod-N and v6e-N count chips, v5p-N counts cores, two per chip. IMAGE is launch/Dockerfile, built
-# and pushed; the workdir lies on a storage of the cluster, attached with --storage=NAME (xpk storage). --dry-run prints
-# the command. Other options before `--` go to xpk (--zone=..., --project=..., --priority=...).
+# --type is XPK's: v5litepod-N and v6e-N count chips, v5p-N counts cores, two per chip. IMAGE is launch/Dockerfile,
+# built and pushed; the workdir lies on a storage of the cluster, attached with --storage=NAME (xpk storage). --dry-run
+# prints the command. Other options before `--` go to xpk (--zone=..., --project=..., --priority=...).
 #
 # After a preemption or a crash all slices start again and go on from the latest checkpoint, up to 20 times; after a
 # mistake in the command (status 2) they do not. End it with: xpk workload delete --cluster=CLUSTER --workload=NAME
@@ -43,7 +43,8 @@ command=(
   "${options[@]}" --command="exec bash launch/worker.sh tpu$(printf ' %q' "$@")"
 )
 if [[ $dry_run ]]; then
-  printf '%s ' "${command[@]:0:${#command[@]}-1}"; printf -- '--command=%s\n' "$(x=${command[-1]#--command=}; echo "${x@Q}")"
+  on_host=${command[-1]#--command=}
+  printf '%s ' "${command[@]:0:${#command[@]}-1}" "--command=${on_host@Q}"; echo
   exec bash launch/worker.sh --dry-run tpu "$@"
 fi
 exec "${command[@]}"

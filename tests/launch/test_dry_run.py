@@ -54,14 +54,14 @@ def test_xpk(scripts):
     assert line.startswith("xpk workload create --cluster=c --workload=t2i --tpu-type=v5p-128 --num-slices=2 ")
     assert "--max-restarts=20 " in line and " --zone=us-east5-a " in line
     train = " ".join(TRAIN).replace("a b", r"a\ b")
-    assert line.endswith(f"--command='exec bash launch/worker.sh tpu {train}'")
+    assert line.endswith(f"--command='exec bash launch/worker.sh tpu {train}' ")
     assert f"python {TRAIN_COMMAND}" in result.stdout.splitlines()[-1]
 
 
 def test_xpk_is_called_as_the_dry_run_says(scripts):
     shown = scripts.run("xpk.sh", *XPK, "--dry-run", "--", *TRAIN).stdout.splitlines()[0]
     assert scripts.run("xpk.sh", *XPK, "--", *TRAIN).returncode == 0
-    assert scripts.calls == [shown.replace("'", "")]
+    assert scripts.calls == [shown.replace("'", "").strip()]
 
 
 def test_sbatch_is_called_as_the_dry_run_says(scripts):

@@ -89,7 +89,7 @@ USUAL = (
 )
 
 
-def test_tpu_flags_are_known_and_the_usual_ones_are_defaults():
+def test_tpu_flags_are_known_and_the_usual_ones_are_defaults_on_v5e():
     pytest.importorskip("libtpu")
     flags = _sourced("tpu", "LIBTPU_INIT_ARGS")
     command = [sys.executable, "-c", COMPILE, USUAL, flags]
