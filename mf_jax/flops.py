@@ -160,7 +160,7 @@ def hardware_flops(model: JointModel, config: Mapping[str, Any]) -> int:
     Raises:
       ValueError: the sizes of a frozen network are not known.
     """
-    again = _recomputed(config["model"]["remat"], getattr(model.backbone, "attention", "xla"))
+    again = _recomputed(config["model"]["remat"], model.backbone.attention)
     backward = _backward(model, config["train"]["freeze"])
     example = sum(part.flops for part, times in backward if times and part.kind in again)
     example += sum(network.flops(model.resolution).encode for network in model.networks.values())
@@ -169,7 +169,7 @@ def hardware_flops(model: JointModel, config: Mapping[str, Any]) -> int:
 
 def _recomputed(preset: str, kernel: str) -> set[str]:
     """What a block computes again in the backward pass, besides what an attention kernel does within its own."""
-    again = set(RECOMPUTED[{False: "none", True: "full"}.get(preset, preset)])
+    again = set(RECOMPUTED[preset])
     if kernel.startswith("splash") and VALUES not in again:
         again.discard(SCORES)  # the kernel's result and the sums of its softmax are kept: nothing is left to run
     if kernel == "cudnn" and SCORES in again:

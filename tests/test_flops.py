@@ -7,14 +7,19 @@ import math
 import types
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
+from jax.interpreters import partial_eval
 
 from mf_jax import config as configs
 from mf_jax import flops
 from mf_jax.config import resolve
 from mf_jax.frozen_flops import FrozenFlops
 from mf_jax.joint_model import build_model
+from mf_jax.models import remat
+from mf_jax.models.flat_dit import Block
 
 TEXT, IMAGE, DEPTH = 96 // 8, 2 * 2, 2 * 2  # tokens of the tiny config
 TOTAL = TEXT + IMAGE + DEPTH
@@ -158,6 +163,37 @@ def test_remat_of_fused_attention_kernels():
         assert flops._recomputed("none", kernel) == set()
         assert flops._recomputed("dots", kernel) == {flops.SCORES, flops.VALUES}
         assert flops._recomputed("full", kernel) == {flops.IN, flops.OUT, flops.SCORES, flops.VALUES}
+
+
+def kernel_calls(jaxpr):
+    """Pallas kernels in a jaxpr and all within it."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            total += 1
+            continue
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            total += kernel_calls(inner) if hasattr(inner, "eqns") else 0
+    return total
+
+
+@pytest.mark.parametrize("preset", ["none", "attention_mlp", "dots", "full"])
+def test_splash_kernels_that_run_again(preset):
+    """Its forward kernel and the two of its backward pass, and the forward one again where `_recomputed` has it."""
+    sizes = dict(heads=2, kv_heads=1, head_dim=64, mlp_width=256, dtype=jnp.float32, attention="splash_interpret")
+    block = remat.rematerialised(Block, preset)(**sizes)
+    table = (np.ones((128, 32), np.float32), np.zeros((128, 32), np.float32))
+    x, modulation = jnp.zeros((1, 128, 128)), jnp.zeros((1, 1, 384))
+    params = nn.unbox(jax.eval_shape(block.init, jax.random.key(0), x, modulation, table, None))
+
+    def total(params, x):
+        return jnp.sum(block.apply(params, x, modulation, table, None)[0])
+
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(total))(params, x).jaxpr
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    calls = kernel_calls(needed)
+    assert calls == 3 + (flops.VALUES in flops._recomputed(preset, "splash_interpret"))
 
 
 def test_stacks_without_a_backward_pass_are_not_computed_again(tiny_config):
