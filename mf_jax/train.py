@@ -28,7 +28,7 @@ from mf_jax.parallel.crew import Crew
 from mf_jax.profiling import ProfileWindow
 from mf_jax.settings import build
 from mf_jax.stored import Stored
-from mf_jax.train_log import Check, Log
+from mf_jax.train_log import Log
 from mf_jax.train_step import TEACHER, ObjectiveConfig, make_train_step
 from mf_jax.workdir import held
 
@@ -169,7 +169,7 @@ def train(
         dump = workdir / "hlo" if config["train"]["dump_hlo"] and crew.leads else None
         step_fn = compilation.compile_step(step_fn, (state, networks, sharding.put_batch(batch, mesh)), dump)
         goodput.spend(COMPILE, time.monotonic())
-        log = Log(workdir, model, config, start, goodput) if crew.leads else Check()
+        log = Log(workdir, model, config, start, goodput, writes=crew.leads)
         stack.callback(log.close)
         profile = ProfileWindow(config["train"]["profile_steps"] if crew.leads else (), workdir / "profile")
         stack.callback(profile.close)

@@ -1,8 +1,11 @@
 """What a run reports while it trains: progress bar, metrics.jsonl and TensorBoard, slow steps, where the time goes.
 
 The host never waits for the step that it has just started. A thread fetches the metrics of each step as soon as the
-device has them and notes the time; they are read when the next step has been started. Where there are several
-processes, all times are those of the process that writes the log.
+device has them and notes the time; they are read when the next step has been started.
+
+Where there are several processes, one writes; the times and waits in the files are its own. Every process checks the
+metrics and logs the steps that are slow for it with what it was waiting for, on its own stderr: so the one that keeps
+the others waiting can be found, and no process asks another.
 """
 
 from __future__ import annotations
@@ -35,11 +38,16 @@ class Log:
         config: Mapping[str, Any],
         start: int,
         goodput: Goodput,
+        writes: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
+        """writes: whether this process writes files and prints; another only watches."""
         self._every = config["train"]["log_every"]
+        self._steps = config["train"]["steps"]
         self._batch = config["train"]["batch"]
         self._flops = flops.step_flops(model, config)
+        self._peak = flops.peak_flops()
+        self._hardware_flops = flops.hardware_flops(model, config) if self._peak else 0
         self._last = start
         self._goodput = goodput
         self._clock = clock
@@ -48,10 +56,10 @@ class Log:
         self._fetcher = concurrent.futures.ThreadPoolExecutor(1, "metrics")
         self._pending: tuple[int, concurrent.futures.Future, list[Span]] | None = None
         self._interval = metrics.Interval(tuple(model.modes))
-        self._writer = metrics.Writer(workdir, start)
+        self._writer = metrics.Writer(workdir, start) if writes else None
         self._bar = tqdm(
             total=config["train"]["steps"], initial=start, unit="step", dynamic_ncols=True, file=sys.stdout,
-            mininterval=1.0 if sys.stdout.isatty() else 15.0,
+            mininterval=1.0 if sys.stdout.isatty() else 15.0, disable=not writes,
         )  # fmt: skip
 
     @contextlib.contextmanager
@@ -80,7 +88,7 @@ class Log:
         if warning := self._times.add(step, arrived, waits):
             logging.warning("%s", warning)
         self._interval.add(step, step_metrics, data_wait_seconds=waits.get(DATA, 0.0))
-        if step % self._every == 0 or step == self._bar.total:
+        if step % self._every == 0 or step == self._steps:
             self._write(step)
         self._bar.update(1)
 
@@ -88,16 +96,17 @@ class Log:
         return jax.device_get(step_metrics), self._clock()
 
     def _write(self, step: int) -> None:
-        values = self._interval.read()
+        values = self._interval.read() | self._times.read() | self._goodput.shares()
+        if self._writer is None:
+            return
         speed = (step - self._last) / values["seconds"]
         values |= {
             "images_per_second": speed * self._batch,
             "tflops_per_second": speed * self._flops / 1e12,
             "tflops_per_second_per_device": speed * self._flops / 1e12 / jax.device_count(),
         }
-        if peak := flops.peak_flops():
-            values["mfu"] = speed * self._flops / peak
-        values |= self._times.read() | self._goodput.shares()
+        if self._peak:
+            values |= {"mfu": speed * self._flops / self._peak, "hfu": speed * self._hardware_flops / self._peak}
         self._last = step
         self._writer.write(step, values)
         self._goodput.save()
@@ -110,32 +119,8 @@ class Log:
         for kind, _, end in self._spans:
             self._goodput.spend(kind, end)
         self._fetcher.shutdown()
-        self._goodput.save()
         self._bar.close()
-        self._writer.close()
-        print(self._goodput.table())
-
-
-class Check:
-    """What processes other than the first have in place of a log: they wait for a step's metrics just as late."""
-
-    def __init__(self):
-        self._pending: tuple[int, Any] | None = None
-
-    def waiting(self, kind: str) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def started(self, step: int, step_metrics: Any) -> None:
-        """Raises NotFinite, of the step before."""
-        self.read()
-        self._pending = (step, step_metrics)
-
-    def read(self) -> None:
-        """Raises NotFinite."""
-        if self._pending is not None:
-            step, step_metrics = self._pending
-            self._pending = None
-            metrics.check_finite(step, jax.device_get(step_metrics))
-
-    def close(self) -> None:
-        """Nothing is open."""
+        if self._writer is not None:
+            self._writer.close()
+            self._goodput.save()
+            print(self._goodput.table())

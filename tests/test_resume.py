@@ -132,6 +132,7 @@ def test_a_stopped_run_goes_on_bitwise(straight, tmp_path, how):
     assert f"from step {reached} to {STEPS}" in output
     assert losses(workdir) == straight[0]
     assert digests(workdir) == straight[1]
+    assert len(list((workdir / "compilation_cache").glob("jit_train_step-*-cache"))) == 1  # read, not compiled again
 
 
 def test_a_finished_run_is_left_alone(tmp_path):

@@ -28,14 +28,15 @@ def clock():
 
 @pytest.fixture
 def make_log(make_tiny_config, tmp_path, clock):
-    """A function (log_every, start) -> a log in tmp_path, closed at the end."""
+    """A function (log_every, writes, remat) -> a log in tmp_path, closed at the end."""
     logs = []
 
-    def make(log_every=1, start=0):
-        config = configs.resolve(make_tiny_config(), [f"train.log_every={log_every}", "train.steps=200"])
+    def make(log_every=1, writes=True, remat="none"):
+        settings = [f"train.log_every={log_every}", "train.steps=200", f"model.remat={remat}"]
+        config = configs.resolve(make_tiny_config(), settings)
         goodput = Goodput(tmp_path / "goodput.json", clock.now - 8)
         goodput.spend(COMPILE, clock.now)
-        logs.append(Log(tmp_path, build_model(config), config, start, goodput, clock))
+        logs.append(Log(tmp_path, build_model(config), config, 0, goodput, writes, clock))
         return logs[-1]
 
     yield make
@@ -84,6 +85,16 @@ def test_the_host_does_not_wait_for_the_step_that_it_has_started(make_log, tmp_p
     assert [entry["step"] for entry in entries(tmp_path)] == [1, 2]
 
 
+def test_a_wait_belongs_to_the_step_that_it_delayed(make_log, tmp_path, clock):
+    log = make_log()
+    for step, waiting in enumerate([0, 1, 3, 2], 1):
+        with log.waiting(DATA):
+            clock.now += waiting
+        log.started(step, step_metrics())
+    log.read()
+    assert [entry["data_wait_seconds"] for entry in entries(tmp_path)] == [0, 1, 3, 2]
+
+
 def test_step_times_waits_and_goodput_of_an_entry(make_log, tmp_path, clock):
     log = make_log(log_every=3)
     for step, (waiting, seconds) in enumerate([(0, 4), (1, 2), (0.5, 5)], 1):
@@ -118,17 +129,19 @@ def test_what_follows_the_last_step_is_in_the_accounts(make_log, tmp_path, clock
 
 def test_speed_and_mfu_are_of_the_same_seconds(make_log, tiny_config, tmp_path, clock, monkeypatch):
     monkeypatch.setattr(flops, "peak_flops", lambda: 3e9)
-    log = make_log(log_every=2)
+    log = make_log(log_every=2, remat="full")
     for step in (1, 2):
         clock.now += 1
         log.started(step, step_metrics())
     log.read()
     (entry,) = entries(tmp_path)
     assert entry["images_per_second"] * entry["seconds"] == pytest.approx(2 * 8)
-    config = configs.resolve(tiny_config)
+    config = configs.resolve(tiny_config, ["model.remat=full"])
     step_flops = flops.step_flops(build_model(config), config)
     assert entry["tflops_per_second"] * entry["seconds"] == pytest.approx(2 * step_flops / 1e12)
     assert entry["mfu"] == pytest.approx(entry["tflops_per_second"] * 1e12 / 3e9)
+    recomputing = flops.hardware_flops(build_model(config), config) / step_flops
+    assert recomputing > 1 and entry["hfu"] / entry["mfu"] == pytest.approx(recomputing)
 
 
 def test_a_slow_step_is_logged_once(make_log, clock, monkeypatch):
@@ -150,3 +163,20 @@ def test_a_loss_that_is_not_finite_stops_at_the_next_step(make_log):
     log.started(1, step_metrics(np.nan))
     with pytest.raises(NotFinite, match="loss is nan at step 1"):
         log.started(2, step_metrics())
+
+
+def test_a_process_that_does_not_write_still_checks_and_warns(make_log, tmp_path, clock, monkeypatch, capsys):
+    logged = []
+    monkeypatch.setattr(train_log.logging, "warning", lambda form, *values: logged.append(form % values))
+    log = make_log(writes=False)
+    for step in range(1, 15):
+        clock.now += 9 if step == 12 else 1
+        log.started(step, step_metrics())
+        log.read()
+    log.started(15, step_metrics(np.inf))
+    with pytest.raises(NotFinite, match="loss is inf at step 15"):
+        log.read()
+    log.close()
+    assert len(logged) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
