@@ -124,10 +124,10 @@ def _train(arguments: argparse.Namespace, overrides: list[str], began: float) ->
     from mf_jax import config, train
     from mf_jax.parallel import distributed, place
 
-    loaded = config.load(arguments.config, overrides)
     where = place.find(
         arguments.distributed, arguments.coordinator, arguments.processes, arguments.process, arguments.init_timeout
     )
+    loaded = config.load(arguments.config, overrides)
     leaves, _ = jax.tree_util.tree_flatten_with_path(config.to_dict(loaded), is_leaf=lambda x: not isinstance(x, dict))
     facts = {f"config.{jax.tree_util.keystr(path, simple=True, separator='.')}": repr(value) for path, value in leaves}
     with distributed.joined(where, facts, _explain) as crew:

@@ -1,7 +1,8 @@
 """The config, model and parameters that tests share, and XLA's settings for them.
 
 tests/eight_devices needs eight simulated devices, which make everything else slow: test_eight_devices.py runs that
-folder in a process of its own, with the flag that this file looks for.
+folder in a process of its own, with the flag that this file looks for. tests/multihost starts runs that several tests
+look at: under pytest-xdist, test_multihost.py runs that folder in a process of its own.
 
 Legend: B batch, H W pixels, L text ids, N tokens, C channels per token.
 """
@@ -13,8 +14,9 @@ _FLAG = "--xla_backend_optimization_level=0"
 _GIVEN = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{_GIVEN} {_FLAG}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "device_count=8" not in _GIVEN:
-    collect_ignore = ["eight_devices"]
+collect_ignore = [] if "device_count=8" in _GIVEN else ["eight_devices"]
+if "PYTEST_XDIST_WORKER" in os.environ:
+    collect_ignore += ["multihost"]
 
 import pathlib  # noqa: E402
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from mf_jax import showcase
 from mf_jax.__main__ import main
+from mf_jax.parallel import distributed
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,8 @@ def test_showcase(workdir, capsys):
         (["sample", "--checkpoint={workdir}", "--image={tmp}/absent.png"], "absent.png does not exist"),
         (["sample", "--checkpoint={workdir}", "--prompt=" + "long " * 30], "150 UTF-8 bytes exceeds the limit of 96"),
         (["evaluate", "--checkpoint={workdir}", "--config.evaluate.split=tset"], "tset"),
+        (["train", "--config={config}", "--workdir={tmp}", "--processes=2"], "--processes without --coordinator"),
+        (["train", "--config={config}", "--workdir={tmp}", "--distributed=auto"], "auto finds neither Cloud TPU nor"),
     ],
 )
 def test_mistakes_are_one_clear_line(config_file, workdir, tmp_path, capsys, arguments, message):
@@ -185,6 +188,21 @@ def test_mistakes_are_one_clear_line(config_file, workdir, tmp_path, capsys, arg
     assert main(filled) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_processes_compare_their_whole_config(config_file, tmp_path, monkeypatch, capsys):
+    def joined(where, facts, explain):
+        assert (where.coordinator, where.processes, where.process) == ("a:1", 2, 1)
+        given.update(facts)
+        raise ValueError("far enough")
+
+    given = {}
+    monkeypatch.setattr(distributed, "joined", joined)
+    place = ["--coordinator=a:1", "--processes=2", "--process=1"]
+    arguments = [f"--config={config_file}", f"--workdir={tmp_path}", "--config.train.steps=7", *place]
+    assert main(["train", *arguments]) == 2 and "far enough" in capsys.readouterr().err
+    assert given["config.train.steps"] == "7" and given["config.modes.joint.probability"] == "0.6"
+    assert given["config.data.source.kind"] == "'procedural'" and len(given) > 50
 
 
 @pytest.mark.parametrize("verb", ["train", "sample", "evaluate", "show"])

@@ -1,0 +1,99 @@
+"""How runs of two processes end: stopped, killed, failed, or never begun; and that they go on bitwise."""
+
+import fcntl
+import os
+import pathlib
+import random
+import re
+import signal
+import time
+
+STEPS = 12
+SOON = 30  # seconds to the end of all processes: waits of up to 3 s for the cause, and what a busy machine needs
+
+
+def seconds_to_end(process):
+    start = time.monotonic()
+    process.popen.wait(120)
+    return time.monotonic() - start
+
+
+def wait_for_a_step(run, workdir, losses):
+    deadline = time.monotonic() + 400
+    while not losses(workdir):
+        assert run[0].popen.poll() is None and time.monotonic() < deadline, run[0].output[-3000:]
+        time.sleep(0.002)
+
+
+def data_workers(pid):
+    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if "spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def test_a_run_that_is_stopped_and_killed_goes_on_bitwise(two, train, losses, steps_of, start, tmp_path):
+    """SIGTERM to process 1; kill -9 of its data worker; kill -9 of process 1; kill -9 of process 0; then to the end."""
+    workdir = tmp_path / "run"
+    run = train(workdir, "mesh.fsdp=8")
+    wait_for_a_step(run, workdir, losses)
+    run[1].popen.send_signal(signal.SIGTERM)
+    outputs = run.wait()
+    stopped = int(re.search(r"stopped by SIGTERM to process 1 at step (\d+) of 12, checkpoint saved", outputs[0])[1])
+    assert steps_of(workdir)[-1] == stopped < STEPS
+    assert "stopped" not in outputs[1] and "Traceback" not in "".join(outputs)
+
+    run = train(workdir, "mesh.fsdp=8", "data.workers=1")
+    run[0].says(f"from step {stopped} to 12")
+    while not (workers := data_workers(run[1].popen.pid)):
+        time.sleep(0.01)
+    os.kill(workers[0], signal.SIGKILL)
+    outputs = run.wait(1)
+    assert "data worker 0 died with exit code -9" in outputs[1] and "Traceback" in outputs[1]
+    assert "process 1 ended the run: failed: RuntimeError: data worker 0 died" in outputs[0]
+    assert "Traceback" not in outputs[0]
+
+    for victim in (1, 0):
+        run = train(workdir, "mesh.fsdp=8")
+        run[0].says(f"from step {stopped} to 12")
+        time.sleep(1.0)  # one process compiles the step, the other has it from the cache and waits in its collectives
+        run[victim].popen.kill()
+        seconds = seconds_to_end(run[1 - victim])
+        outputs = run.wait([1, -9] if victim else [-9, 1])
+        assert re.search(rf"process {victim} on \S+ has died or cannot be reached", outputs[1 - victim])
+        assert seconds < SOON
+
+    train(workdir, "mesh.fsdp=8").wait()
+    assert losses(workdir) == losses(two) and len(losses(two)) == STEPS
+    shown = [start(["-m", "mf_jax", "show", f"--checkpoint={w}"], processes=1).wait()[0] for w in (two, workdir)]
+    found = [re.findall(r"^\w+ sha256: \w+|^step: \d+", text, re.MULTILINE) for text in shown]
+    assert len(found[0]) == 4 and found[0] == found[1]
+
+
+def test_an_error_in_one_process_and_an_error_in_all(start):
+    """The one is told by the process that has it, the other by process 0."""
+    script = str(pathlib.Path(__file__).with_name("failing.py"))
+    outputs = start([script, "one"]).wait(2)
+    assert outputs[1].count("mf_jax train: error: only here") == 1
+    assert outputs[0].count("mf_jax train: process 1 ended the run: error: only here") == 1
+    outputs = start([script, "all"]).wait(1)
+    assert outputs[0].count("mf_jax train: stopped: loss is nan; the last checkpoint is kept") == 1
+    assert outputs[1].count("mf_jax train: process 0 ended the run: stopped: loss is nan") == 1
+    assert "Traceback" not in "".join(outputs)
+
+
+def test_a_workdir_in_use_by_processes_that_slurm_started(train, tmp_path):
+    """srun's variables in place of the flags. The port that jax takes follows from the job's number."""
+    job = {"SLURM_JOB_ID": str(random.randrange(4096)), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    variables = [job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(2)]
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outputs = train(tmp_path, each=[["--distributed=auto"]] * 2, variables=variables).wait(2)
+    assert f"mf_jax train: error: workdir {tmp_path} is in use by another run" in outputs[0]
+    assert f"process 0 ended the run: error: workdir {tmp_path} is in use" in outputs[1]
+    assert "Traceback" not in "".join(outputs)
+
+
+def test_a_process_that_does_not_come_is_named_on_all(train, tmp_path):
+    """Told by the flags of the other two that there are three."""
+    for output in train(tmp_path, each=[["--processes=3", "--init-timeout=8"]] * 2).wait(1):
+        assert re.search(r"1 of 3 processes did not arrive at localhost:\d+ within 8 s: process 2", output)
+        assert "Traceback" not in output
