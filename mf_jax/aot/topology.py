@@ -95,7 +95,7 @@ def parse(name: str) -> tuple[str, Chip, tuple[int, ...]]:
 
 def _environment(chip: Chip) -> None:
     """Sets what jax and the compilers read before their first use."""
-    package, extra = ("libtpu", "tpu") if chip.platform == "tpu" else ("jax_plugins.xla_cuda12", "gpu-compile")
+    package, extra = ("libtpu", "tpu") if chip.platform == "tpu" else ("jax_plugins.xla_cuda12", "cuda-compile")
     parts = package.split(".")
     missing = importlib.util.find_spec(parts[0]) is None or importlib.util.find_spec(package) is None
     if missing and not (chip.platform == "tpu" and os.environ.get("TPU_LIBRARY_PATH")):

@@ -15,9 +15,11 @@ from mf_jax.config import load, resolve
 from mf_jax.data.sources import build_source
 from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.data.transforms import Examples, example_shapes
+from mf_jax.modalities.flux2_latent import Autoencoder, Codec
+from mf_jax.text import UMT5Text
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
-SHARDED = ("mesh.data=1", "mesh.fsdp=-1", "model.dtype=bfloat16")
+SHARDED = ("mesh.data=1", "mesh.fsdp=-1")
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def test_bytes_by_hand(tiny_config):
 @needs_libtpu
 def test_published_sizes_of_frozen_networks():
     """UMT5-XXL's encoder has 5.68 billion parameters, the autoencoder 84 million; of both 1/16 is on a chip."""
-    job = step.prepare(load("configs/t2i_370m.py", ["model.dtype=bfloat16"]), topology.devices("v5e:4x4"))
+    job = step.prepare(load("configs/t2i_370m.py"), topology.devices("v5e:4x4"))
     _, networks, batch = job.arguments
     block = 4 * 4096 * 4096 + 3 * 4096 * 10240 + 2 * 4096 + 32 * 64
     assert size(networks["text"]) == 256384 * 4096 + 24 * block + 4096
@@ -94,6 +96,14 @@ def test_published_sizes_of_frozen_networks():
     assert step.argument_bytes(job)["text encoder"] == pytest.approx(2 * size(networks["text"]) / 16, rel=1e-3)
     assert len(job.assumed) == 2
     assert batch["text_ids"].shape == (2560, 256) and batch["text_mask"].shape == (2560, 256)
+
+
+def test_files_that_are_there_are_not_assumed(tmp_path):
+    assert UMT5Text(checkpoint=str(tmp_path)).network(jax.numpy.float32).as_published() is None
+    assert UMT5Text(checkpoint=str(tmp_path / "none")).network(jax.numpy.float32).as_published() is not None
+    (tmp_path / "ae.safetensors").touch()
+    assert Autoencoder(Codec(checkpoint=str(tmp_path / "ae.safetensors")), jax.numpy.float32).as_published() is None
+    assert Autoencoder(Codec(), jax.numpy.float32).as_published() is not None
 
 
 def test_batch_is_what_the_data_makes(tiny_config):

@@ -44,6 +44,15 @@ def test_invalid(name, says):
     assert repr(name) in str(error.value)
 
 
+def test_rings():
+    """16 chips of v5e and v6e, whole cubes of v5p: what the compiler is told, and would not assume."""
+    assert topology.wraps((4, 4)) == (False, False, False)
+    assert topology.wraps((8, 16)) == (False, True, False)
+    assert topology.wraps((16, 16)) == (True, True, False)
+    assert topology.wraps((4, 4, 8)) == (True, True, True)
+    assert topology.wraps((2, 2, 4)) == topology.wraps((2, 2, 1)) == (False, False, False)
+
+
 def test_slices_of_gpus():
     with pytest.raises(ValueError, match="--slices is 2; it must be at least 1, and 1 for GPUs"):
         topology.devices("h200:1x2x8", 2)
@@ -51,7 +60,7 @@ def test_slices_of_gpus():
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("v5e:4x4", r"libtpu; install it with: pip install 'mf-jax\[tpu\]'"), ("h100:1x1x8", "gpu-compile")],
+    [("v5e:4x4", r"libtpu; install it with: pip install 'mf-jax\[tpu\]'"), ("h100:1x1x8", "cuda-compile")],
 )
 def test_a_compiler_that_is_not_installed(monkeypatch, name, says):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda package: None)
