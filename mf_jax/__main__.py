@@ -1,4 +1,4 @@
-"""The command line: python -m mf_jax VERB ... (train, sample, evaluate, show, import, export)."""
+"""The command line: python -m mf_jax VERB ... (train, sample, evaluate, show, compile, import, export)."""
 
 from __future__ import annotations
 
@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--checkpoint", metavar="DIR", help="the --workdir of a training run")
     show.add_argument("--devices", type=int, help="with --config: that the mesh is laid over (default: those here)")
 
+    aot = verb("compile", "compile the training step for devices that need not be there: memory, collectives", True)
+    aot.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file, see configs/")
+    aot.add_argument("--topology", metavar="NAME", help="v5e:4x4, v5p:4x4x4, h200:1x2x8 (default: the devices at hand)")
+    aot.add_argument("--slices", type=int, default=1, help="number of TPU slices of that topology (default: 1)")
+    aot.add_argument("--search", action="store_true", help="find the largest batch and the cheapest remat that fit")
+
     bring = verb("import", "published weights (FLUX.2, the official model) to a checkpoint to start from", True)
     bring.add_argument("--source", required=True, metavar="PATH", help="safetensors file, or a directory of them")
     bring.add_argument("--config", required=True, metavar="FILE[:ARG]", help="of the model to make")
@@ -94,6 +100,10 @@ def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> i
             show.show_config(arguments.config, overrides, arguments.devices)
     elif arguments.verb == "train":
         _train(arguments, overrides, began)
+    elif arguments.verb == "compile":
+        from mf_jax.aot import run
+
+        return run.compile_config(arguments.config, overrides, arguments.topology, arguments.slices, arguments.search)
     elif arguments.verb == "sample":
         from mf_jax import sample
 

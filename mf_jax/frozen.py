@@ -26,6 +26,16 @@ class FrozenNetwork(Protocol):
     def reads(self) -> tuple[str, ...]:
         """Fields of a batch without which it has nothing to do."""
 
+    def abstract(self, mesh: jax.sharding.Mesh | None) -> Any:
+        """Shapes, dtypes and shardings of what `load` returns; no weights are read.
+
+        Raises:
+          ValueError: files that are not there.
+        """
+
+    def as_published(self) -> FrozenNetwork | None:
+        """Where its files are not there: itself at the published network's sizes, to be compiled but not loaded."""
+
     def load(self, mesh: jax.sharding.Mesh | None) -> Any:
         """Its parameters, each made where it belongs; on one device without a mesh.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -130,20 +130,24 @@ class FrozenText:
             raise ValueError(missing)
         return published, f"sizes of {name}, as {missing}"
 
+    def sizes(self, published: bool) -> Any:
+        """Those in the checkpoint's config.json, or those of the published encoder."""
+        return self.PUBLISHED if published else type(self.PUBLISHED).from_json(self.folder / "config.json")
+
 
 @dataclasses.dataclass(frozen=True)
 class Qwen3Text(FrozenText):
     """Qwen3 as FLUX.2 reads it. layers: whose states are joined on the channels."""
 
+    PUBLISHED: ClassVar[Qwen3Config] = frozen_flops.QWEN3_8B
     width: int = 12288
     layers: tuple[int, ...] = (9, 18, 27)
 
     def tokenizer(self) -> Qwen3Tokenizer:
         return Qwen3Tokenizer(self.folder, self.max_length)
 
-    def published(self, dtype: jnp.dtype) -> tuple[nn.Module, int]:
+    def module(self, config: Qwen3Config, dtype: jnp.dtype) -> tuple[nn.Module, int]:
         """The module, and its features per token."""
-        config = Qwen3Config.from_json(self.folder / "config.json")
         return Qwen3(config, self.layers, dtype), config.hidden_size * len(self.layers)
 
     def flops(self) -> FrozenFlops:
@@ -159,14 +163,14 @@ class Qwen3Text(FrozenText):
 class UMT5Text(FrozenText):
     """The encoder of UMT5, as the from-scratch family reads it."""
 
+    PUBLISHED: ClassVar[UMT5Config] = frozen_flops.UMT5_XXL
     width: int = 4096
 
     def tokenizer(self) -> UMT5Tokenizer:
         return UMT5Tokenizer(self.folder, self.max_length)
 
-    def published(self, dtype: jnp.dtype) -> tuple[nn.Module, int]:
+    def module(self, config: UMT5Config, dtype: jnp.dtype) -> tuple[nn.Module, int]:
         """The module, and its features per token."""
-        config = UMT5Config.from_json(self.folder / "config.json")
         return UMT5Encoder(config, dtype), config.d_model
 
     def flops(self) -> FrozenFlops:
@@ -180,10 +184,14 @@ class UMT5Text(FrozenText):
 
 @dataclasses.dataclass(frozen=True)
 class TextNetwork:
-    """A frozen text encoder: text_ids, text_mask (B, L) to text_features (B, M, D) in the dtype of the compute."""
+    """A frozen text encoder: text_ids, text_mask (B, L) to text_features (B, M, D) in the dtype of the compute.
+
+    Attributes: published: it has the sizes of the published encoder, whatever the checkpoint's; see `as_published`.
+    """
 
     text: Qwen3Text | UMT5Text
     dtype: jnp.dtype
+    published: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -191,12 +199,21 @@ class TextNetwork:
 
     @functools.cached_property
     def _module(self) -> nn.Module:
-        module, width = self.text.published(self.dtype)
+        module, width = self.text.module(self.text.sizes(self.published), self.dtype)
         if width != self.text.width:
             raise ValueError(
                 f"the encoder in {self.text.folder} makes {width} features; text.width is {self.text.width}"
             )
         return module
+
+    def abstract(self, mesh: jax.sharding.Mesh | None) -> Any:
+        ids = jax.ShapeDtypeStruct((1, self.text.length), jnp.int32)
+        mask = jax.ShapeDtypeStruct(ids.shape, bool)
+        return frozen.abstract(self._module, mesh, self.dtype, ids, mask)
+
+    def as_published(self) -> TextNetwork | None:
+        there = self.text.checkpoint and Path(self.text.checkpoint).is_dir()
+        return None if there else dataclasses.replace(self, published=True)
 
     def load(self, mesh: jax.sharding.Mesh | None) -> Any:
         """Parameters in the dtype of the compute."""
@@ -206,10 +223,7 @@ class TextNetwork:
                 "they are not of one checkpoint"
             )
         files = TensorFiles(self.text.folder)
-        ids = jax.ShapeDtypeStruct((1, self.text.length), jnp.int32)
-        mask = jax.ShapeDtypeStruct(ids.shape, bool)
-        params = frozen.abstract(self._module, mesh, self.dtype, ids, mask)
-        result = weights.read(files, params, self.text.table(self._module, files))
+        result = weights.read(files, self.abstract(mesh), self.text.table(self._module, files))
         files.close()
         return result
 

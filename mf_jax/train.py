@@ -29,7 +29,7 @@ from mf_jax.profiling import ProfileWindow
 from mf_jax.settings import build
 from mf_jax.stored import Stored
 from mf_jax.train_log import Log
-from mf_jax.train_step import TEACHER, ObjectiveConfig, make_train_step
+from mf_jax.train_step import TEACHER, ObjectiveConfig, jit_train_step
 from mf_jax.workdir import held
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
@@ -151,18 +151,7 @@ def train(
             + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")
         )
 
-        step_fn = jax.jit(
-            make_train_step(
-                model,
-                objective,
-                train_state.optimizer_of(config),
-                config["seed"],
-                config["train"]["accumulate"],
-                config["train"]["ema_decay"],
-            ),
-            donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh)),
-        )
+        step_fn = jit_train_step(model, config, mesh)
         stack.enter_context(sharding.scope(mesh))
         batch = next(loader)
         goodput.spend(STARTUP, time.monotonic())

@@ -10,19 +10,20 @@ Legend: B batch, N tokens, C channels per token, L text ids, R modes, S noise bi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mf_jax import ema, freeze
+from mf_jax import ema, freeze, train_state
 from mf_jax.diffusion import loss, noise_levels
 from mf_jax.diffusion.path import interpolate, velocity_of
 from mf_jax.joint_model import JointModel
 from mf_jax.modality import Batch
-from mf_jax.settings import check_at_least
+from mf_jax.parallel import sharding
+from mf_jax.settings import build, check_at_least
 from mf_jax.train_state import TrainState
 
 NOISE_BINS = 5
@@ -220,3 +221,21 @@ def make_train_step(
         return TrainState(state.step + 1, params, state.frozen, average, opt_state), metrics
 
     return train_step
+
+
+def jit_train_step(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
+    """The step of a resolved config as the loop runs it and `compile` compiles it.
+
+    The state is donated and stays where it lies. Arguments that a step does not use are passed nonetheless (the
+    autoencoder's decoder): they lie in the devices' memory, so the compiler has to know of them.
+    """
+    step = make_train_step(
+        model,
+        build(ObjectiveConfig, config["objective"], "objective"),
+        train_state.optimizer_of(config),
+        config["seed"],
+        config["train"]["accumulate"],
+        config["train"]["ema_decay"],
+    )
+    layout = train_state.layout_of(model, config, mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)), keep_unused=True)

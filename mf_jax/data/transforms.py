@@ -28,6 +28,12 @@ Example = dict[str, np.ndarray]
 _WORKING_PIXEL = 0.5
 
 
+def example_shapes(resolution: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Shape and dtype of every field that an example has for the model, but those of its text."""
+    H, W = resolution
+    return {"image": ((H, W, 3), np.uint8), "depth": ((H, W), np.float32), "depth_valid": ((H, W), np.bool_)}
+
+
 class Examples:
     """The records of a source as examples at working resolution; the same example for an index every time.
 

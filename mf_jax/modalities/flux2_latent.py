@@ -76,17 +76,25 @@ class Codec:
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoder:
-    """The frozen network: `image` uint8 (B, H, W, 3) to `image_latent`, and latents to uint8 pixels."""
+    """The frozen network: `image` uint8 (B, H, W, 3) to `image_latent`, and latents to uint8 pixels.
+
+    Attributes: published: it has the sizes of the published network and no files; see `as_published`.
+    """
 
     codec: Codec
     dtype: jnp.dtype
+    published: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
         return ("image",)
 
+    @property
+    def _sizes(self) -> AutoencoderConfig:
+        return AutoencoderConfig() if self.published else self._held[0]
+
     @functools.cached_property
-    def _published(self) -> tuple[AutoencoderConfig, dict[str, tuple[TensorFiles, list[Entry]]]]:
+    def _held(self) -> tuple[AutoencoderConfig, dict[str, tuple[TensorFiles, list[Entry]]]]:
         """What the files hold: the network's sizes, and by part the file and its weight table."""
         if not self.codec.checkpoint:
             raise ValueError("the image modality has no checkpoint of the FLUX.2 autoencoder; set its `checkpoint`")
@@ -105,30 +113,37 @@ class Autoencoder:
             )
         return config, {part: (files, published.table(part)) for part, (files, published) in found.items()}
 
-    def load(self, mesh: jax.sharding.Mesh | None) -> Any:
-        """{"encoder": ..., "decoder": ...}, float32."""
-        config, parts = self._published
+    def abstract(self, mesh: jax.sharding.Mesh | None) -> Any:
+        config = self._sizes
         pixels = jax.ShapeDtypeStruct((1, config.reduction, config.reduction, 3), jnp.float32)
         latents = jax.ShapeDtypeStruct((1, 1, 1, config.packed), jnp.float32)
-        result = {}
-        for part, module, given in ((ENCODER, Encoder(config), pixels), (DECODER, Decoder(config), latents)):
-            files, table = parts[part]
-            result[part] = weights.read(files, frozen.abstract(module, mesh, jnp.float32, given), table)
-        return result
+        parts = {ENCODER: (Encoder(config), pixels), DECODER: (Decoder(config), latents)}
+        return {part: frozen.abstract(module, mesh, jnp.float32, given) for part, (module, given) in parts.items()}
+
+    def as_published(self) -> Autoencoder | None:
+        there = self.codec.checkpoint and Path(self.codec.checkpoint).exists()
+        return None if there else dataclasses.replace(self, published=True)
+
+    def load(self, mesh: jax.sharding.Mesh | None) -> Any:
+        """{"encoder": ..., "decoder": ...}, float32."""
+        _, parts = self._held
+        return {
+            part: weights.read(parts[part][0], params, parts[part][1]) for part, params in self.abstract(mesh).items()
+        }
 
     def encode(self, params: Any, batch: frozen.Batch) -> frozen.Batch:
         image = from_uint8(batch["image"])
-        encoder = Encoder(self._published[0], dtype=self.dtype)
+        encoder = Encoder(self._sizes, dtype=self.dtype)
         return {"image_latent": encoder.apply({"params": params[ENCODER]}, image).astype(jnp.float32)}
 
     def decode(self, params: Any, value: jax.Array) -> jax.Array:
         """Latents (B, h, w, C) to uint8 (B, H, W, 3)."""
-        decoder = Decoder(self._published[0], dtype=self.dtype)
+        decoder = Decoder(self._sizes, dtype=self.dtype)
         return to_uint8(decoder.apply({"params": params[DECODER]}, value))
 
     def flops(self, resolution: tuple[int, int]) -> FrozenFlops:
         if self.codec.checkpoint and Path(self.codec.checkpoint).exists():
-            config, source = self._published[0], self.codec.checkpoint
+            config, source = self._held[0], self.codec.checkpoint
         else:
             config, missing = (
                 AutoencoderConfig(),

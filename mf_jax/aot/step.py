@@ -1,0 +1,213 @@
+"""Compiling a config's training step ahead of time: for devices that need not be there, without weights or data.
+
+What is compiled is the step that `train` runs, on the shapes, dtypes and shardings of its state, its frozen networks
+and its batch. Nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mf_jax import chips, train_state
+from mf_jax.config import resolve, to_dict
+from mf_jax.data.transforms import example_shapes
+from mf_jax.joint_model import JointModel, build_model
+from mf_jax.parallel import sharding
+from mf_jax.settings import build
+from mf_jax.train_step import TEACHER, ObjectiveConfig, jit_train_step
+
+
+class OutOfMemory(Exception):
+    """The compiler gave up, as the program does not fit.
+
+    Attributes:
+      needed, available: bytes per device; needed counts as much as the compiler had placed when it gave up.
+      largest: names of the largest arrays in the program with their sizes, where the compiler lists them.
+    """
+
+    def __init__(self, needed: float, available: float, largest: Sequence[str]):
+        super().__init__(f"needs {needed / chips.GIB:.2f} GiB of {available / chips.GIB:.2f}")
+        self.needed = needed
+        self.available = available
+        self.largest = tuple(largest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A config on devices.
+
+    Attributes:
+      arguments: (state, networks, batch) of the step: jax.ShapeDtypeStruct with shardings.
+      assumed: what was not at hand, and what was taken in its place.
+    """
+
+    config: Mapping[str, Any]
+    model: JointModel
+    mesh: Mesh
+    arguments: tuple[train_state.TrainState, dict[str, Any], dict[str, Any]]
+    assumed: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes per device.
+
+    Attributes:
+      arguments: by what they are: parameters, EMA, a frozen network and so on; all of them stay where they are.
+      padding: what the compiler's layouts add to the arguments.
+      temporaries: activations, gradients and gathered weights: what the program allocates besides.
+      results: not in the place of an argument. code: the program.
+      peak: the compiler's own figure for arguments and temporaries at their highest.
+      host: in the host's memory.
+    """
+
+    arguments: dict[str, int]
+    padding: int
+    temporaries: int
+    results: int
+    code: int
+    peak: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        """What a device must have, fragmentation and the program included."""
+        placed = sum(self.arguments.values()) + self.padding + self.temporaries + self.results
+        return max(placed, self.peak) + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Attributes: text: of the optimised HLO. lowering, compiling: seconds."""
+
+    memory: Memory
+    text: str
+    lowering: float
+    compiling: float
+
+
+def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Job:
+    """The job of a resolved config on these devices.
+
+    Published networks whose files are not at hand are taken at the sizes that they are known to have, and the ids of
+    the empty prompt, which need the tokenizer, as zeros: neither changes the program's shapes.
+
+    Raises:
+      ValueError: what does not fit together.
+    """
+    platform = devices[0].platform
+    assumed = []
+    if platform == "gpu" and jax.default_backend() != "gpu" and config["model"]["attention"] in ("auto", "cudnn"):
+        config = resolve(to_dict(config), ["model.attention=xla"])
+        assumed.append("attention by XLA: cuDNN's kernel, which a run has, cannot be compiled without a GPU")
+    layout = build(sharding.MeshConfig, config["mesh"], "mesh")
+    mesh = sharding.make_mesh(layout, devices)
+    with sharding.rules(layout.rules):
+        model = build_model(config, platform)
+        sharding.check_batch(config["train"]["batch"], config["train"]["accumulate"], mesh)
+        sharding.check_divisible(model.sizes, mesh)
+        model = _without_files(model, assumed)
+        state = train_state.abstract(model, config, mesh)
+        networks = {name: network.abstract(mesh) for name, network in model.networks.items()}
+        if build(ObjectiveConfig, config["objective"], "objective").distills:
+            networks[TEACHER] = state.params
+            assumed.append("the teacher has all the parameters that are trained, as an import has")
+        place = sharding.batch_sharding(mesh)
+        shapes = example_shapes(model.resolution)
+        shapes |= {name: (value.shape[1:], value.dtype) for name, value in model.null_text.items()}
+        batch = {
+            name: jax.ShapeDtypeStruct((config["train"]["batch"], *shape), dtype, sharding=place)
+            for name, (shape, dtype) in shapes.items()
+        }
+    return Job(config, model, mesh, (state, networks, batch), tuple(assumed))
+
+
+def _without_files(model: JointModel, assumed: list[str]) -> JointModel:
+    """The model with published sizes in the place of networks whose files are not there; adds to what is assumed."""
+    networks = dict(model.networks)
+    for name, network in model.networks.items():
+        if (published := network.as_published()) is not None:
+            networks[name] = published
+            assumed.append(f"sizes of the published {label(name)}, whose files are not at hand")
+    result = dataclasses.replace(model, networks=networks)
+    if networks.get("text") is not model.networks.get("text"):
+        shape = (1, model.text.length)
+        vars(result)["null_text"] = {"text_ids": np.zeros(shape, np.int32), "text_mask": np.ones(shape, bool)}
+    return result
+
+
+def label(name: str) -> str:
+    """What a network is called in print."""
+    return {TEACHER: "teacher", "text": "text encoder"}.get(name, f"autoencoder of {name}")
+
+
+def compile_step(job: Job) -> Program:
+    """Lowers and compiles the step.
+
+    Raises:
+      OutOfMemory: the compiler says that it cannot fit.
+      ValueError: the model reads a field of the batch that examples do not have.
+    """
+    start = time.perf_counter()
+    with sharding.rules(job.config["mesh"]["rules"]):
+        step = jit_train_step(job.model, job.config, job.mesh)
+        with sharding.scope(job.mesh):
+            lowered = step.lower(*job.arguments)
+        lowering = time.perf_counter() - start
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise (_out_of_memory(str(error)) or error) from None
+    compiling = time.perf_counter() - start - lowering
+    return Program(_memory(job, compiled.memory_analysis()), compiled.as_text(), lowering, compiling)
+
+
+def argument_bytes(job: Job) -> dict[str, int]:
+    """Bytes per device of every argument by what it is, without padding."""
+    state, networks, batch = job.arguments
+    groups = {"parameters": state.params, "frozen parameters": state.frozen, "EMA": state.ema}
+    groups |= {"optimizer": (state.opt_state, state.step)}
+    groups |= {label(name): tree for name, tree in networks.items()} | {"batch": batch}
+    return {name: sum(map(_shard_bytes, jax.tree.leaves(tree))) for name, tree in groups.items()}
+
+
+def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+
+
+def _memory(job: Job, found: Any) -> Memory:
+    arguments = argument_bytes(job)
+    return Memory(
+        arguments=arguments,
+        padding=found.argument_size_in_bytes - sum(arguments.values()),
+        temporaries=found.temp_size_in_bytes,
+        results=found.output_size_in_bytes - found.alias_size_in_bytes,
+        code=found.generated_code_size_in_bytes,
+        peak=found.peak_memory_in_bytes,
+        host=found.host_argument_size_in_bytes + found.host_temp_size_in_bytes + found.host_output_size_in_bytes,
+    )
+
+
+_SIZE = r"([\d.]+)([KMGTP]?)"
+_OOM = (
+    re.compile(rf"required for .*?\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+)
+
+
+def _out_of_memory(message: str) -> OutOfMemory | None:
+    for pattern in _OOM:
+        if found := pattern.search(message):
+            needed, available = (float(n) * 1024 ** " KMGTP".index(unit or " ") for n, unit in
+                                 (found.group(1, 2), found.group(3, 4)))  # fmt: skip
+            largest = re.findall(r"Size: ([\d.]+\w)\n(?:.*\n)*?\s*Operator: op_name=\"([^\"]*)\"", message)
+            return OutOfMemory(needed, available, [f"{size} {name}" for size, name in largest[:3]])
+    return None

@@ -1,0 +1,115 @@
+"""Bytes that a program moves between a chip and its main memory, estimated from the text of its optimised HLO.
+
+Every instruction (a fusion is one) reads its operands and writes its result once, as often as the loops around it run.
+Of an operand that is only sliced, the slices count; of a result that is an operand updated in place, the update; what
+is passed on unchanged does not count, nor what lies in another memory than the main one (VMEM, the host's). What a
+kernel (Pallas, cuDNN) reads more than once counts once.
+"""
+
+from __future__ import annotations
+
+from mf_jax.aot import hlo
+from mf_jax.aot.collectives import KINDS
+from mf_jax.aot.hlo import Computation, Instruction, Module
+
+_NOTHING = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
+            "opt-barrier", "add-dependency", "domain", "iota")  # fmt: skip
+_SLICES = ("dynamic-slice", "slice", "gather")
+_NO_KERNEL = ("AllocateBuffer", "Sharding", "AsyncCollective", "AssumeGatherIndicesInBound", "annotate_device")
+
+
+def traffic(module: Module) -> int:
+    """Bytes per step."""
+    return _of(module, module.entry)
+
+
+def _of(module: Module, name: str) -> int:
+    computation = module.computations[name]
+    total = 0
+    for instruction in computation.instructions.values():
+        opcode = instruction.opcode
+        if opcode in _NOTHING or opcode.endswith(("-done", "-update")):
+            continue
+        if opcode == "while":
+            total += (hlo.rounds(module, computation, instruction) or 1) * _of(module, hlo.called(instruction, "body"))
+        elif opcode in ("call", "conditional", "async-start"):
+            total += sum(_of(module, called) for called in instruction.called if called in module.computations)
+        elif opcode == "fusion":
+            total += _fusion(module, computation, instruction)
+        elif opcode != "custom-call" or not any(f'"{target}' in instruction.text for target in _NO_KERNEL):
+            total += _single(computation, instruction)
+    return total
+
+
+def _main(shape: str) -> int:
+    """Bytes of a shape that are in the main memory."""
+    return sum(size for size, is_main in hlo.leaves(shape) if is_main)
+
+
+def _single(computation: Computation, instruction: Instruction) -> int:
+    result = _main(instruction.shape)
+    operands = [_main(computation.instructions[name].shape) for name in instruction.operands]
+    if instruction.opcode in _SLICES:
+        return 2 * result + sum(operands[1:])
+    if instruction.opcode in ("dynamic-update-slice", "scatter"):
+        return 2 * sum(operands[1:])
+    if instruction.opcode == "copy-start":  # its shape is (result, operand, ...)
+        return sum(size for size, is_main in hlo.leaves(instruction.shape)[:2] if is_main)
+    if instruction.opcode.endswith("slice-start"):  # ((operands), result, ...), moved from one memory to another
+        size, is_main = hlo.leaves(instruction.shape)[len(operands)]
+        return size * (bool(operands[0]) + is_main)
+    if instruction.opcode.removesuffix("-start") in KINDS and instruction.opcode.endswith("-start"):
+        results = hlo.leaves(instruction.shape)[len(operands) : 2 * len(operands)]
+        result = sum(size for size, is_main in results if is_main)
+    return sum(operands) + result
+
+
+def _fusion(module: Module, around: Computation, fusion: Instruction) -> int:
+    inside = module.computations[fusion.called[0]]
+    if any('"AsyncCollectiveStart"' in i.text for i in inside.instructions.values()):
+        gathers = [i for i in inside.instructions.values() if i.opcode in KINDS]
+        return sum(hlo.shape_bytes(_shape(inside, name)) for i in gathers for name in (i.name, *i.operands))
+    total = 0
+    parameters = [i for i in inside.instructions.values() if i.opcode == "parameter"]
+    for parameter in parameters:
+        number = int(parameter.text.split("parameter(")[1].split(")")[0])
+        if _main(around.instructions[fusion.operands[number]].shape):
+            total += _read(inside, parameter)
+    root = inside.root
+    roots = [inside.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
+    for one, (_, is_main) in zip(roots, hlo.leaves(fusion.shape), strict=False):
+        total += _written(inside, one) if is_main else 0
+    return total
+
+
+def _shape(computation: Computation, name: str) -> str:
+    return computation.instructions[name].shape
+
+
+def _read(inside: Computation, value: Instruction) -> int:
+    """Bytes that a fusion reads of a parameter, or of a bitcast of it."""
+    total = 0
+    for user in inside.instructions.values():
+        if value.name not in user.operands:
+            continue
+        if user.opcode == "bitcast":
+            total += _read(inside, user)
+        elif user.opcode in _SLICES and user.operands[0] == value.name:
+            total += hlo.shape_bytes(user.shape)
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
+            continue
+        elif user.opcode == "tuple" or user.opcode in KINDS:
+            continue  # passed on, or part of an asynchronous collective, which counts where it starts
+        elif '"AsyncCollective' not in user.text:
+            return hlo.shape_bytes(value.shape)
+    return min(total, hlo.shape_bytes(value.shape))
+
+
+def _written(inside: Computation, value: Instruction) -> int:
+    while value.opcode == "bitcast":
+        value = inside.instructions[value.operands[0]]
+    if value.opcode == "parameter" or value.opcode in KINDS or '"AsyncCollective' in value.text:
+        return 0
+    if value.opcode == "dynamic-update-slice":
+        return hlo.shape_bytes(_shape(inside, value.operands[1]))
+    return hlo.shape_bytes(value.shape)

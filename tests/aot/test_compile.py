@@ -1,0 +1,155 @@
+"""The verb `compile`: for the CPU at hand, and for TPUs that are not there, where libtpu is installed."""
+
+import importlib.util
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mf_jax.__main__ import main
+from mf_jax.aot import step, topology
+from mf_jax.aot.step import _out_of_memory
+from mf_jax.config import load, resolve
+from mf_jax.data.sources import build_source
+from mf_jax.data.tokenizer import ByteTokenizer
+from mf_jax.data.transforms import Examples, example_shapes
+from mf_jax.modalities.flux2_latent import Autoencoder, Codec
+from mf_jax.text import UMT5Text
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+SHARDED = ("mesh.data=1", "mesh.fsdp=-1")
+
+
+@pytest.fixture
+def config_file(tiny_config, tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(f"def get_config():\n    return {tiny_config!r}\n")
+    return path
+
+
+def size(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def test_for_the_devices_at_hand(config_file, capsys):
+    assert main(["compile", f"--config={config_file}"]) == 0
+    out = capsys.readouterr().out
+    assert "the memory of these devices is not known" in out
+    assert "no roofline" in out
+    assert "collectives per step" in out
+
+
+@needs_libtpu
+def test_for_four_chips(config_file, capsys):
+    """Parameters, EMA and moments in four parts, the norms and gates whole; weights gathered in each of the layers."""
+    arguments = [f"--config={config_file}", "--topology=v5e:2x2", *(f"--config.{value}" for value in SHARDED)]
+    assert main(["compile", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "4 x TPU v5 lite" in out
+    assert "mesh: data 1, fsdp 4" in out
+    assert re.search(r"in all \d+\.\d+ GiB of 15.75: fits", out)
+    assert re.search(r"all-gather +in loops +asynchronous +\d+", out)
+    assert re.search(r"biggest in a layer: .* times, (a?)synchronous: ", out)
+    assert re.search(r"bound by (compute|memory|links): at least .* MFU at most", out)
+
+
+@needs_libtpu
+def test_too_large(config_file, capsys):
+    """A batch whose pixels alone fill a chip: the numbers and what to do, no traceback."""
+    arguments = [f"--config={config_file}", "--topology=v5e:2x2", f"--config.train.batch={2**23}"]
+    assert main(["compile", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    needed, available = re.search(r"does not fit: needs ([\d.]+) GiB of ([\d.]+)", out).groups()
+    assert float(needed) > float(available) == 15.75
+    assert "what helps: smaller train.batch, larger train.accumulate" in out
+
+
+@needs_libtpu
+def test_bytes_by_hand(tiny_config):
+    job = step.prepare(resolve(tiny_config, SHARDED), topology.devices("v5e:2x2"))
+    found = step.argument_bytes(job)
+    state, _, batch = job.arguments
+    whole = sum(size(leaf) for leaf in jax.tree.leaves(state.params) if not any(leaf.sharding.spec))
+    split = size(state.params) - whole
+    assert split > 0.9 * size(state.params)
+    per_device = 4 * (whole + split // 4)
+    assert found["parameters"] == found["EMA"] == per_device
+    assert found["optimizer"] == 2 * per_device + 2 * 4 + 4  # two moments; the counts of Adam and schedule; the step
+    assert found["frozen parameters"] == 0
+    text = sum(value.nbytes for value in job.model.null_text.values())
+    assert found["batch"] == 2 * (16 * 16 * (3 + 4 + 1) + text)
+    assert all(leaf.sharding.mesh.devices.flat[0].platform == "tpu" for leaf in jax.tree.leaves(batch))
+
+
+@needs_libtpu
+def test_published_sizes_of_frozen_networks():
+    """UMT5-XXL's encoder has 5.68 billion parameters, the autoencoder 84 million; of both 1/16 is on a chip."""
+    job = step.prepare(load("configs/t2i_370m.py"), topology.devices("v5e:4x4"))
+    _, networks, batch = job.arguments
+    block = 4 * 4096 * 4096 + 3 * 4096 * 10240 + 2 * 4096 + 32 * 64
+    assert size(networks["text"]) == 256384 * 4096 + 24 * block + 4096
+    assert {leaf.dtype for leaf in jax.tree.leaves(networks["text"])} == {jax.numpy.dtype("bfloat16")}
+    assert size(networks["image"]) == pytest.approx(84e6, rel=0.01)
+    assert step.argument_bytes(job)["text encoder"] == pytest.approx(2 * size(networks["text"]) / 16, rel=1e-3)
+    assert len(job.assumed) == 2
+    assert batch["text_ids"].shape == (2560, 256) and batch["text_mask"].shape == (2560, 256)
+
+
+def test_files_that_are_there_are_not_assumed(tmp_path):
+    assert UMT5Text(checkpoint=str(tmp_path)).network(jax.numpy.float32).as_published() is None
+    assert UMT5Text(checkpoint=str(tmp_path / "none")).network(jax.numpy.float32).as_published() is not None
+    (tmp_path / "ae.safetensors").touch()
+    assert Autoencoder(Codec(checkpoint=str(tmp_path / "ae.safetensors")), jax.numpy.float32).as_published() is None
+    assert Autoencoder(Codec(), jax.numpy.float32).as_published() is not None
+
+
+def test_batch_is_what_the_data_makes(tiny_config):
+    examples = Examples(build_source(tiny_config["data"], "train"), resolution=(16, 16), tokenizer=ByteTokenizer(96))
+    example = examples[0]
+    for name, (shape, dtype) in example_shapes((16, 16)).items():
+        assert example[name].shape == shape and example[name].dtype == np.dtype(dtype)
+    assert set(example) - set(example_shapes((16, 16))) == {"text_ids", "index", "skipped"}
+
+
+@pytest.mark.parametrize(
+    ("message", "needed", "available"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (509.77G) "
+            "exceeds available HBM (15.75G).",
+            509.77,
+            15.75,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 1.50T of "
+            "95.74G hbm. Exceeded hbm capacity by 1.41T.",
+            1.5 * 1024,
+            95.74,
+        ),
+    ],
+)
+def test_messages_of_the_compiler(message, needed, available):
+    error = _out_of_memory(message)
+    assert (error.needed / 2**30, error.available / 2**30) == pytest.approx((needed, available))
+
+
+def test_other_failures_of_the_compiler():
+    assert _out_of_memory("INTERNAL: something else") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--topology=v5litepod-16"], "v5p:4x4x4"),
+        (["--topology=v5e:4x4x4"], "v5e has 2 axes"),
+        (["--slices=2"], "--slices needs --topology"),
+        (["--search"], "--search needs a chip whose memory is known"),
+    ],
+)
+def test_mistakes(config_file, arguments, says, capsys):
+    assert main(["compile", f"--config={config_file}", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert says in err and "Traceback" not in err
