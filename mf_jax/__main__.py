@@ -153,8 +153,10 @@ def _explain(error: Exception) -> tuple[str, int] | None:
         return f"stopped: {error}; the last checkpoint is kept", 1
     if isinstance(error, Missing):
         return f"stopped: {error}", 1
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, ValueError):
         return f"error: {error}", 2
+    if isinstance(error, OSError):  # a disk, a network: another try may go well, and launchers make one
+        return f"error: {error}", 1
     return None
 
 

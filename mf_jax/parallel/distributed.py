@@ -96,9 +96,7 @@ def _gather(where: Place, facts: Mapping[str, str]) -> dict[int, tuple[Connectio
             ("", where.port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both, backlog=4096
         )
     except OSError as error:
-        raise ValueError(
-            f"process 0 cannot listen on port {where.port} ({error}); give another --coordinator"
-        ) from None
+        raise Missing(f"process 0 cannot listen on port {where.port} ({error}); give another --coordinator") from None
 
     def refuse(error: Exception) -> NoReturn:
         answer = {"end": str(error), "missing": isinstance(error, Missing)}

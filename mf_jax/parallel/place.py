@@ -53,6 +53,7 @@ def find(
     """This process's place by the flags of the command line; None for a process by itself.
 
     Raises:
+      ConnectionError: the cluster that jax detects does not answer.
       ValueError: flags that contradict each other or are incomplete, or nothing to detect.
     """
     explicit = {"--coordinator": coordinator, "--processes": processes, "--process": process}
@@ -81,7 +82,9 @@ def _detect(timeout: float = 300) -> Place:
     try:
         found = ClusterEnv.auto_detect_unset_distributed_params(given, None, None, None, None, int(timeout))
     except Exception as error:
-        raise ValueError(f"--distributed=auto: asking the cluster failed: {type(error).__name__}: {error}") from None
+        raise ConnectionError(
+            f"--distributed=auto: asking the cluster failed: {type(error).__name__}: {error}"
+        ) from None
     coordinator, processes, process, _ = found
     if coordinator is None or processes is None or process is None:
         raise ValueError(

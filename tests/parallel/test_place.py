@@ -71,7 +71,7 @@ def test_auto_where_there_is_nothing(monkeypatch):
 def test_auto_says_why_a_cluster_could_not_be_asked(monkeypatch):
     for name, value in (SLURM | {"SLURM_PROCID": "one"}).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"--distributed=auto: asking the cluster failed: ValueError.*'one'"):
+    with pytest.raises(ConnectionError, match=r"--distributed=auto: asking the cluster failed: ValueError.*'one'"):
         find(distributed="auto")
 
 
