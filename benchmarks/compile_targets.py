@@ -7,12 +7,15 @@ minutes to an hour of 2 cores. Exit status 1 if one does not fit.
 import subprocess
 import sys
 
+# Parameters in 16 parts along one axis of the slice, whole along the other: the autoencoder's 128 channels cannot be
+# cut into 256.
+SQUARE = ("mesh.data=16", "mesh.fsdp=16")
 TARGETS = {
     "mofo_370m-v5e-16": ("mofo_370m", "v5e:4x4", "train.batch=1024", "train.accumulate=4"),
-    "mofo_3b-v5e-256": ("mofo_3b", "v5e:16x16"),
+    "mofo_3b-v5e-256": ("mofo_3b", "v5e:16x16", *SQUARE),
     "mofo_3b-v5p-64": ("mofo_3b", "v5p:4x4x4"),
     "flux2_klein_9b-v5p-128": ("flux2_klein_9b", "v5p:4x4x8"),
-    "flux2_klein_9b-v6e-256": ("flux2_klein_9b", "v6e:16x16"),
+    "flux2_klein_9b-v6e-256": ("flux2_klein_9b", "v6e:16x16", *SQUARE),
 }
 
 

@@ -93,9 +93,9 @@ class _Counter:
                 yield from inner
             elif instruction.opcode == "fusion":
                 yield from self._fusion(instruction, times, in_loop)
-            elif instruction.opcode in ("call", "conditional", "async-start"):
+            elif instruction.opcode in ("call", "conditional", "call-start", "async-start"):
                 for called in instruction.called:
-                    yield from self.walk(called, times, in_loop, wrapped or instruction.opcode == "async-start")
+                    yield from self.walk(called, times, in_loop, wrapped or instruction.opcode.endswith("-start"))
 
     def _fusion(self, instruction: Instruction, times: int, in_loop: bool) -> Iterator[Collective]:
         for called in instruction.called:

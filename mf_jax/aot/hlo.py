@@ -10,6 +10,7 @@ import re
 _BITS = {"pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
 _INSTRUCTION = re.compile(r"^\s*(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<rest>.*)$")
 _HEADER = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
+_END = re.compile(r"^\}(?:, execution_thread=.*)?$")
 _ARRAY = re.compile(r"\b(?P<dtype>[a-z][a-z0-9]*)\[(?P<sizes>[0-9,]*)\](?P<layout>\{[^}]*\})?")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 
@@ -94,9 +95,9 @@ def parse(text: str) -> Module:
                 current = Computation(header["name"], {})
                 computations[current.name] = current
                 entry = current.name if header["entry"] else entry
-        elif line == "}" or _INSTRUCTION.match(line):
+        elif (ends := _END.match(line)) or _INSTRUCTION.match(line):
             _add(current, lines)
-            current, lines = (None, []) if line == "}" else (current, [line])
+            current, lines = (None, []) if ends else (current, [line])
         else:
             lines.append(line)
     if not entry:

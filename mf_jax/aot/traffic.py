@@ -32,7 +32,7 @@ def _of(module: Module, name: str) -> int:
             continue
         if opcode == "while":
             total += (hlo.rounds(module, computation, instruction) or 1) * _of(module, hlo.called(instruction, "body"))
-        elif opcode in ("call", "conditional", "async-start"):
+        elif opcode in ("call", "conditional", "call-start", "async-start"):
             total += sum(_of(module, called) for called in instruction.called if called in module.computations)
         elif opcode == "fusion":
             total += _fusion(module, computation, instruction)

@@ -116,7 +116,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     sizes = mesh_sizes(config, len(devices))
     types = (AxisType.Auto,) * len(AXES)
     if config.slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+        try:
+            return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+        except NotImplementedError:
+            raise ValueError(
+                f"mesh {sizes}: each size must be that of an axis of the TPU slice, or a product of some, so that "
+                "neighbours on the mesh are neighbours in the slice"
+            ) from None
     found = {getattr(device, "slice_index", None) for device in devices}
     if len(found) != config.slices:
         raise ValueError(f"mesh.slices is {config.slices}; the devices are of {len(found)}")
