@@ -183,7 +183,8 @@ def test_showcase(workdir, capsys):
         (["train", "--config={config}", "--workdir={tmp}", "--distributed=auto"], "auto finds neither Cloud TPU nor"),
     ],
 )
-def test_mistakes_are_one_clear_line(config_file, workdir, tmp_path, capsys, arguments, message):
+def test_mistakes_are_one_clear_line(config_file, workdir, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     filled = [a.format(config=config_file, workdir=workdir, tmp=tmp_path) for a in arguments]
     assert main(filled) == 2
     error = capsys.readouterr().err

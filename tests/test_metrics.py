@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from mf_jax.metrics import Interval, NotFinite, Writer
+from mf_jax.metrics import Check, Interval, NotFinite, Writer
 
 MODES = ("d2i", "joint")
 
@@ -47,6 +47,9 @@ def test_what_was_not_seen_is_absent():
 def test_not_finite_names_step_and_quantity(name, value):
     with pytest.raises(NotFinite, match=f"{name} is {value} at step 7"):
         Interval(MODES).add(7, step_metrics(**{name: value}))
+    with pytest.raises(NotFinite, match=f"{name} is {value} at step 7"):
+        Check().add(7, step_metrics(**{name: value}), {})
+    Check().add(7, step_metrics(), {})
 
 
 def test_entries_after_the_resumed_step_are_dropped_and_a_torn_line_too(tmp_path):

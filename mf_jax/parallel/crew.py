@@ -205,7 +205,8 @@ class Crew:
 
     def _exit(self, status: int) -> NoReturn:
         """At once: no handler at exit may wait for processes that are gone."""
-        flush = threading.Thread(target=sys.stdout.flush, daemon=True)
-        flush.start()
-        flush.join(1.0)
+        if self.leads:  # what it has said; the main thread may be stuck in saying more
+            flush = threading.Thread(target=sys.stdout.flush, daemon=True)
+            flush.start()
+            flush.join(1.0)
         os._exit(status)

@@ -13,12 +13,9 @@ import time
 
 import pytest
 
-FLAGS = (
-    "--xla_backend_optimization_level=0",
-    # How long gloo waits for a process that still compiles; the default of 30 s is short for a busy machine.
-    "--xla_cpu_collective_timeout_seconds=600",
-    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-)
+from mf_jax.__main__ import main
+
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # a third of the time to compile
 PATIENCE = 400  # seconds until a run that does not end fails its test
 
 
@@ -56,10 +53,16 @@ class Run:
         return self.processes[index]
 
     def wait(self, expected=0):
-        """Until all have ended; `expected`: the exit status of each, or one for all. Returns their outputs."""
+        """Until all have ended. `expected`: the exit status of all, or of each, or several that will do.
+
+        Returns:
+          the output of each.
+        """
         statuses = [process.popen.wait(PATIENCE) for process in self.processes]
         wanted = [expected] * len(statuses) if isinstance(expected, int) else expected
-        assert statuses == wanted, "\n".join(process.output[-3000:] for process in self.processes)
+        for status, allowed in zip(statuses, wanted, strict=True):
+            allowed = (allowed,) if isinstance(allowed, int) else allowed
+            assert status in allowed, f"{statuses}\n" + "\n".join(p.output[-3000:] for p in self.processes)
         return [process.output for process in self.processes]
 
 
@@ -72,12 +75,9 @@ def start(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("output")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SLURM_"))}
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]),
-    }
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    # Of no use to several: on CPUs process 1 misses what process 0 hits, which then waits for it longer than gloo does.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
     started = []
 
     def run(arguments, processes=2, devices=4, each=(), variables=()):
@@ -88,7 +88,8 @@ def start(tmp_path_factory):
                 command += [f"--coordinator={address}", f"--processes={processes}", f"--process={index}"]
             command += each[index] if each else []
             path = folder / f"{len(started)}.txt"
-            own = {"XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *FLAGS])}
+            own = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FLAGS}"}
+            own |= cache if processes == 1 else {}
             own |= variables[index] if variables else {}
             with path.open("w") as output:
                 popen = subprocess.Popen(command, env=environment | own, stdout=output, stderr=subprocess.STDOUT)
@@ -155,3 +156,14 @@ def steps_of():
         return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
     return read
+
+
+@pytest.fixture
+def digests(capsys):
+    """A function workdir -> {part: digest} as `show` prints them, in this one process with one device."""
+
+    def show(workdir):
+        assert main(["show", f"--checkpoint={workdir}"]) == 0
+        return dict(re.findall(r"(\w+) sha256: (\w+)", capsys.readouterr().out))
+
+    return show

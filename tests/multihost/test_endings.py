@@ -18,9 +18,9 @@ def seconds_to_end(process):
     return time.monotonic() - start
 
 
-def wait_for_a_step(run, workdir, losses):
+def wait_for_a_step(run, workdir, losses, after=0):
     deadline = time.monotonic() + 400
-    while not losses(workdir):
+    while max(losses(workdir), default=0) <= after:
         assert run[0].popen.poll() is None and time.monotonic() < deadline, run[0].output[-3000:]
         time.sleep(0.002)
 
@@ -30,7 +30,7 @@ def data_workers(pid):
     return [int(child) for child in children if "spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_text()]
 
 
-def test_a_run_that_is_stopped_and_killed_goes_on_bitwise(two, train, losses, steps_of, start, tmp_path):
+def test_a_run_that_is_stopped_and_killed_goes_on_bitwise(two, train, losses, digests, steps_of, tmp_path):
     """SIGTERM to process 1; kill -9 of its data worker; kill -9 of process 1; kill -9 of process 0; then to the end."""
     workdir = tmp_path / "run"
     run = train(workdir, "mesh.fsdp=8")
@@ -53,30 +53,27 @@ def test_a_run_that_is_stopped_and_killed_goes_on_bitwise(two, train, losses, st
 
     for victim in (1, 0):
         run = train(workdir, "mesh.fsdp=8")
-        run[0].says(f"from step {stopped} to 12")
-        time.sleep(1.0)  # one process compiles the step, the other has it from the cache and waits in its collectives
+        run[0].says(f"from step {stopped} to 12")  # while they compile, and
+        if victim == 1:  # between steps, where the other then waits in a collective
+            wait_for_a_step(run, workdir, losses, after=stopped)
         run[victim].popen.kill()
         seconds = seconds_to_end(run[1 - victim])
-        outputs = run.wait([1, -9] if victim else [-9, 1])
+        # At the end of process 0, which jax's service ends with, jax may be the quicker to end process 1: by abort.
+        outputs = run.wait([1, -9] if victim else [-9, (1, -signal.SIGABRT)])
         assert re.search(rf"process {victim} on \S+ has died or cannot be reached", outputs[1 - victim])
         assert seconds < SOON
 
     train(workdir, "mesh.fsdp=8").wait()
     assert losses(workdir) == losses(two) and len(losses(two)) == STEPS
-    shown = [start(["-m", "mf_jax", "show", f"--checkpoint={w}"], processes=1).wait()[0] for w in (two, workdir)]
-    found = [re.findall(r"^\w+ sha256: \w+|^step: \d+", text, re.MULTILINE) for text in shown]
-    assert len(found[0]) == 4 and found[0] == found[1]
+    found = digests(two)
+    assert len(found) == 3 and digests(workdir) == found
 
 
-def test_an_error_in_one_process_and_an_error_in_all(start):
-    """The one is told by the process that has it, the other by process 0."""
-    script = str(pathlib.Path(__file__).with_name("failing.py"))
-    outputs = start([script, "one"]).wait(2)
-    assert outputs[1].count("mf_jax train: error: only here") == 1
-    assert outputs[0].count("mf_jax train: process 1 ended the run: error: only here") == 1
-    outputs = start([script, "all"]).wait(1)
-    assert outputs[0].count("mf_jax train: stopped: loss is nan; the last checkpoint is kept") == 1
-    assert outputs[1].count("mf_jax train: process 0 ended the run: stopped: loss is nan") == 1
+def test_nan_ends_all_with_the_message_of_process_0(start):
+    """It is told once, by process 0, though both have it."""
+    outputs = start([str(pathlib.Path(__file__).with_name("failing.py"))]).wait(1)
+    assert outputs[0].count("mf_jax train: stopped: loss is nan at step 7") == 1
+    assert outputs[1].count("mf_jax train: process 0 ended the run: stopped: loss is nan at step 7") == 1
     assert "Traceback" not in "".join(outputs)
 
 
