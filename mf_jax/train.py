@@ -157,6 +157,7 @@ def train(
         goodput.spend(STARTUP, time.monotonic())
         dump = workdir / "hlo" if config["train"]["dump_hlo"] and crew.leads else None
         step_fn = compilation.compile_step(step_fn, (state, networks, sharding.put_batch(batch, mesh)), dump)
+        crew.meet()  # whoever has the step from the cache is here first; collectives wait less patiently
         goodput.spend(COMPILE, time.monotonic())
         log = Log(workdir, model, config, start, goodput, writes=crew.leads)
         stack.callback(log.close)

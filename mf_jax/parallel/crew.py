@@ -52,6 +52,7 @@ class Crew:
         self._peers = {index: connection for index, (connection, _) in (peers or {}).items()}
         self._sending = threading.Lock()
         self._told: queue.Queue[Any] = queue.Queue()
+        self._here: queue.Queue[int] = queue.Queue()  # on process 0: who has come to `meet`
         self._finished: set[int] = set()  # processes that may go without being missed
         self._ending = threading.Event()
         self._calls = 0  # of `stops`
@@ -84,6 +85,15 @@ class Crew:
             self._send({"tell": value})
             return value
         return self._told.get()
+
+    def meet(self) -> None:
+        """Waits until all processes have come here as often."""
+        if self.leads:
+            for _ in self._peers:
+                self._here.get()
+        else:
+            self._send({"here": True})
+        self.tell(None)
 
     def stops(self, signals: Sequence[int]) -> bool:
         """Whether to stop now; every process must ask once per step, and gets True at the same call.
@@ -157,6 +167,8 @@ class Crew:
                     self._end(message["end"], message["status"], sources)
                 elif "finished" in message:
                     self._finished.add(index)
+                elif "here" in message:
+                    self._here.put(index)
                 elif "tell" in message:
                     self._told.put(message["tell"])
                 else:

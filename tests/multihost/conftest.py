@@ -75,9 +75,12 @@ def start(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("output")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SLURM_"))}
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    # Of no use to several: on CPUs process 1 misses what process 0 hits, which then waits for it longer than gloo does.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
     started = []
 
     def run(arguments, processes=2, devices=4, each=(), variables=()):
@@ -89,7 +92,6 @@ def start(tmp_path_factory):
             command += each[index] if each else []
             path = folder / f"{len(started)}.txt"
             own = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FLAGS}"}
-            own |= cache if processes == 1 else {}
             own |= variables[index] if variables else {}
             with path.open("w") as output:
                 popen = subprocess.Popen(command, env=environment | own, stdout=output, stderr=subprocess.STDOUT)
@@ -130,7 +132,7 @@ def two(train, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("two") / "run"
     outputs = train(workdir, "mesh.fsdp=8").wait()
     assert "from step 0 to 12 on 8 x cpu in 2 processes" in outputs[0]
-    assert "step" not in outputs[1]
+    assert "training" not in outputs[1]
     return workdir
 
 
@@ -141,7 +143,7 @@ def losses():
     def read(workdir):
         path = pathlib.Path(workdir) / "metrics.jsonl"
         entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        names = ("step", "loss", "grad_norm", "param_norm", "missing")
+        names = ("loss", "grad_norm", "param_norm", "missing")
         return {e["step"]: {k: v for k, v in e.items() if k.startswith(names)} for e in entries}
 
     return read

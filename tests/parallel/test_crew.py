@@ -113,6 +113,21 @@ def test_process_0_tells_the_others_in_order(crews, capsys):
     assert capsys.readouterr().out == "I am 0\n"
 
 
+def test_nobody_leaves_a_meeting_before_all_have_come(crews):
+    together, here, left = crews(3), [], []
+
+    def come(crew):
+        for meeting in range(20):
+            time.sleep(random.random() / 200)
+            here.append(meeting)
+            crew.meet()
+            left.append(here.count(meeting))
+
+    in_threads([lambda crew=crew: come(crew) for crew in together])
+    assert left == [3] * 60
+    Crew().meet()
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_who_has_finished_may_go_and_nobody_else(crews, monkeypatch, finished):
     ends = []
