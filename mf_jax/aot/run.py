@@ -136,7 +136,7 @@ def collectives_report(found: Collectives) -> Iterator[str]:
     if found.unknown_loops:
         yield f"  {found.unknown_loops} loops whose rounds are not known are counted as one round"
     if inside := [c for c in found.found if c.in_loop]:
-        big = max(inside, key=lambda c: c.payload)
+        big = max(inside, key=lambda c: (c.payload, c.count))
         how = "asynchronous" if big.asynchronous else "synchronous"
         yield f"biggest in a layer: {big.kind} of {_bytes(big.payload)}, {big.count} times, {how}: {_short(big.source)}"
 

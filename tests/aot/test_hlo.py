@@ -10,7 +10,7 @@ import pytest
 from mf_jax.aot import hlo
 from mf_jax.aot.collectives import collectives, replica_groups
 
-# Two loops: XLA says how often the first runs; the second, inside of it, counts from 2 in steps of 3 while below 12.
+# Two loops: XLA says how often the first runs; the second, inside of it, counts from 2 in steps of 3 while below 13.
 LOOPS = (pathlib.Path(__file__).parent / "loops.hlo").read_text()
 
 # The TPU compiler's forms: an asynchronous all-gather in three fusions, and a reduce-scatter written as an all-reduce.
