@@ -1,8 +1,10 @@
-# The two commands of the README. Each makes the virtual environment and installs what it needs first.
+# The two commands of the README. Each makes its virtual environment and installs what it needs first.
 VENV ?= .venv
+TEST_VENV ?= .venv-test
 PYTHON ?= python3
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
+TEST_BIN := $(TEST_VENV)/bin
 
 .PHONY: quickstart test lint clean
 
@@ -11,17 +13,22 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m mf_jax.showcase $(RUN)
 	$(BIN)/python -m mf_jax evaluate --checkpoint=$(RUN)
 
-test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -n 2 --dist=worksteal
+test: $(TEST_VENV)/installed lint
+	$(TEST_BIN)/python -m pytest -n 2 --dist=worksteal
 
-lint: $(VENV)/installed
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+lint: $(TEST_VENV)/installed
+	$(TEST_BIN)/ruff format --check .
+	$(TEST_BIN)/ruff check .
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(TEST_VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(TEST_VENV)
