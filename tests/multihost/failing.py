@@ -5,7 +5,7 @@ import argparse
 import jax
 
 from mf_jax.__main__ import _explain
-from mf_jax.metrics import Check
+from mf_jax.metrics import check_finite
 from mf_jax.parallel import distributed, place
 
 parser = argparse.ArgumentParser()
@@ -16,4 +16,4 @@ given = parser.parse_args()
 
 with distributed.joined(place.find(None, given.coordinator, given.processes, given.process, None), {}, _explain):
     assert jax.process_count() == 2
-    Check().add(7, {"loss": float("nan"), "sum": {"depth": 0.0}}, {})
+    check_finite(7, {"loss": float("nan"), "sum": {"depth": 0.0}})
