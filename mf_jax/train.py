@@ -152,11 +152,11 @@ def train(
         )
 
         step_fn = jit_train_step(model, config, mesh)
-        stack.enter_context(sharding.scope(mesh))
         batch = next(loader)
         goodput.spend(STARTUP, time.monotonic())
         dump = workdir / "hlo" if config["train"]["dump_hlo"] and crew.leads else None
-        step_fn = compilation.compile_step(step_fn, (state, networks, sharding.put_batch(batch, mesh)), dump)
+        with sharding.scope(mesh):
+            step_fn = compilation.compile_step(step_fn, (state, networks, sharding.put_batch(batch, mesh)), dump)
         crew.meet()  # whoever has the step from the cache is here first; collectives wait less patiently
         goodput.spend(COMPILE, time.monotonic())
         log = Log(workdir, model, config, start, goodput, writes=crew.leads)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from mf_jax.metrics import Check, Interval, NotFinite, Writer
+from mf_jax.metrics import Interval, NotFinite, Writer, check_finite
 
 MODES = ("d2i", "joint")
 
@@ -48,8 +48,8 @@ def test_not_finite_names_step_and_quantity(name, value):
     with pytest.raises(NotFinite, match=f"{name} is {value} at step 7"):
         Interval(MODES).add(7, step_metrics(**{name: value}))
     with pytest.raises(NotFinite, match=f"{name} is {value} at step 7"):
-        Check().add(7, step_metrics(**{name: value}), {})
-    Check().add(7, step_metrics(), {})
+        check_finite(7, step_metrics(**{name: value}))
+    check_finite(7, step_metrics())
 
 
 def test_entries_after_the_resumed_step_are_dropped_and_a_torn_line_too(tmp_path):
