@@ -19,7 +19,7 @@ def seconds_to_end(process):
 
 
 def wait_for_a_step(run, workdir, losses, after=0):
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while max(losses(workdir), default=0) <= after:
         assert run[0].popen.poll() is None and time.monotonic() < deadline, run[0].output[-3000:]
         time.sleep(0.002)
