@@ -154,7 +154,6 @@ def compile_step(job: Job) -> Program:
 
     Raises:
       OutOfMemory: the compiler says that it cannot fit.
-      ValueError: the model reads a field of the batch that examples do not have.
     """
     start = time.perf_counter()
     with sharding.rules(job.config["mesh"]["rules"]):
