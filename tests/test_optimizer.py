@@ -1,4 +1,4 @@
-"""Learning rate by closed form, and what weight decay and clipping touch."""
+"""Learning rate by closed form, and what weight decay, clipping and Muon touch."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 from mf_jax.config import resolve
 from mf_jax.joint_model import build_model
@@ -123,16 +124,105 @@ def test_moments_kept_in_bfloat16():
             assert 0 < difference < tolerance * np.abs(b).max()
 
 
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalised(g):
+    """Five quintic Newton-Schulz steps on g / |g| through its singular values, float64: U p(S) V^T."""
+    u, s, vt = np.linalg.svd(g, full_matrices=False)
+    s = s / np.linalg.norm(s)
+    for _ in range(5):
+        s = QUINTIC[0] * s + QUINTIC[1] * s**3 + QUINTIC[2] * s**5
+    return (u * s) @ vt
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16), (3, 8, 24), (1, 24, 8)])
+def test_two_steps_of_muon(shape):
+    """The recursion by singular values, each layer by itself; what is not a stacked kernel is AdamW's to the bit."""
+    config = OptimizerConfig(
+        kind="muon", learning_rate=0.01, muon_learning_rate=0.02, muon_momentum=0.9, weight_decay=0.1, clip=1e9, **STILL
+    )
+    generator = np.random.default_rng(0)
+    w = generator.standard_normal(shape)
+    rest = {"in": {"kernel": np.ones((4, 3))}, "block": {"norm": {"scale": np.ones(shape[:2])}}}
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), {"trunk": {"q": {"kernel": w}}} | rest)
+    optimizer = make_optimizer(config, 10)
+    adamw = make_optimizer(dataclasses.replace(config, kind="adamw"), 10)
+    state, adamw_state = optimizer.init(params), adamw.init(params)
+    assert sum(x.size for x in jax.tree.leaves(state)) < sum(x.size for x in jax.tree.leaves(adamw_state))
+    twin = params
+    m = np.zeros(shape)
+    for k in (1, 2):
+        gradient = jax.tree.map(lambda x: jnp.asarray(generator.standard_normal(x.shape), jnp.float32), params)
+        updates, state = jax.jit(optimizer.update)(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        twin_updates, adamw_state = jax.jit(adamw.update)(gradient, adamw_state, twin)
+        twin = optax.apply_updates(twin, twin_updates)
+        g = np.asarray(gradient["trunk"]["q"]["kernel"], np.float64)
+        m = 0.9 * m + 0.1 * g
+        nesterov = 0.9 * m / (1 - 0.9 ** (k + 1)) + 0.1 * g / (1 - 0.9**k)
+        direction = np.stack([orthogonalised(layer) for layer in nesterov]) * 0.2 * math.sqrt(max(shape[1:]))
+        w = w - 0.02 * (direction + 0.1 * w)
+        assert 0.1 < np.sqrt(np.mean(direction**2)) < 0.26
+    np.testing.assert_allclose(params["trunk"]["q"]["kernel"], w, rtol=0, atol=2e-5)
+    for name in rest:
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params[name], twin[name]))
+
+
+@pytest.mark.parametrize("wrap", ["boxed", "unboxed"])
+def test_muon_has_the_kernels_of_the_blocks(boxed, wrap):
+    """One momentum for each, two moments for all else, in the dtype asked for; boxes keep their axis names."""
+    params = boxed if wrap == "boxed" else nn.unbox(boxed)
+    state = make_optimizer(OptimizerConfig(kind="muon", moments="bfloat16"), 10).init(params)
+    (muon,) = (s for s in jax.tree.leaves(state, is_leaf=is_muon) if is_muon(s))
+    (adam,) = (s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s))
+    matrices, others = (
+        {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_flatten_with_path(nn.unbox(tree))[0]}
+        for tree in (muon.mu, adam.nu)
+    )
+    assert {name.split("'")[3] for name in matrices} == {"trunk", "depth_decoder"}
+    kernels = ["attention_out", "k", "mlp_down", "mlp_gate", "mlp_up", "q", "v"]
+    assert sorted(name.split("'")[-4] for name in matrices) == sorted(2 * kernels)
+    assert len(matrices) + len(others) == len(jax.tree.leaves(nn.unbox(params)))
+    assert all(x.dtype == jnp.bfloat16 for x in (matrices | others).values())
+    assert muon.ns_coeffs.dtype == jnp.float32
+    if wrap == "boxed":
+        boxes = jax.tree.leaves(muon.mu, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+        assert all(box.names[0] == "layers" for box in boxes)
+
+
+def test_muons_momentum_kept_in_bfloat16():
+    """The updates stay close to those of an exact momentum, and are float32."""
+    params = {"trunk": {"kernel": jnp.zeros((2, 8, 8))}}
+    gradients = np.random.default_rng(1).standard_normal((30, 2, 8, 8)) + 2 * np.eye(8)
+    found = {}
+    for moments in ("float32", "bfloat16"):
+        optimizer = make_optimizer(OptimizerConfig(kind="muon", moments=moments, clip=1e9, **STILL), 10)
+        state, step = optimizer.init(params), jax.jit(optimizer.update)
+        for gradient in gradients:
+            updates, state = step({"trunk": {"kernel": jnp.asarray(gradient, jnp.float32)}}, state, params)
+        found[moments] = np.asarray(updates["trunk"]["kernel"])
+        assert found[moments].dtype == np.float32
+    difference = np.abs(found["bfloat16"] - found["float32"]).max()
+    assert 0 < difference < 0.03 * np.abs(found["float32"]).max()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (dict(kind="sgd"), r"optimizer\.kind is 'sgd'; it must be 'adamw' or 'muon'"),
+        (dict(moments="bfloat16", kind="muon", muon_momentum=0.995), r"'bfloat16' with a decay of 0\.995"),
         (dict(moments="float16"), r"optimizer\.moments is 'float16'; it must be 'float32' or 'bfloat16'"),
         (dict(moments="bfloat16", b2=0.999), r"'bfloat16' with a decay of 0\.999"),
     ],
 )
-def test_moments_that_would_not_work(options, message):
+def test_settings_that_would_not_work(options, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**options)
+
+
+def is_muon(state):
+    return isinstance(state, contrib.MuonState)
 
 
 def is_adam(state):

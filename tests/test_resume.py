@@ -33,7 +33,7 @@ def get_config():
         model=dict(width=32, layers=2, heads=2, kv_heads=1),
         train=dict(steps=STEPS, batch=8, log_every=1),
         checkpoint=dict(every=20),
-        optimizer=dict(learning_rate=1e-3, warmup=2),
+        optimizer=dict(kind="muon", learning_rate=1e-3, warmup=2),
     )
 """.replace("STEPS", str(STEPS))
 

@@ -39,6 +39,7 @@ def layouts(make_tiny_config):
     """By mesh, and by None for one device: the parts of a train state as shapes and shardings."""
     raw = make_tiny_config()
     raw["model"] |= dict(heads=4, kv_heads=2)
+    raw["optimizer"]["kind"] = "muon"
     config = configs.resolve(raw)
     model = build_model(config)
     meshes = {name: sharding.make_mesh(sharding.MeshConfig(**sizes)) for name, sizes in MESHES.items()}
@@ -64,10 +65,12 @@ def test_a_checkpoint_restores_on_any_mesh_and_on_one_device(saved_on, layouts, 
     reader.close()
 
 
-def test_a_run_goes_on_on_another_mesh(make_tiny_config, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_goes_on_on_another_mesh(optimizer, make_tiny_config, tmp_path):
     """Saved with all parameters whole, restored split over eight devices: the losses are those of one mesh."""
-    whole, split = (configs.resolve(make_tiny_config(), [f"mesh.fsdp={n}"]) for n in (1, 8))
+    kind = f"optimizer.kind={optimizer}"
+    whole, split = (configs.resolve(make_tiny_config(), [kind, f"mesh.fsdp={n}"]) for n in (1, 8))
     train.train(whole, tmp_path / "straight")
-    train.train(configs.resolve(make_tiny_config(), ["train.steps=3"]), tmp_path / "moved")
+    train.train(configs.resolve(make_tiny_config(), [kind, "train.steps=3"]), tmp_path / "moved")
     train.train(split, tmp_path / "moved")
     np.testing.assert_allclose(losses(tmp_path / "moved"), losses(tmp_path / "straight"), rtol=1e-4)
