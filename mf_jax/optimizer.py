@@ -18,10 +18,10 @@ from mf_jax.settings import check_at_least
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """Attributes:
-    kind: "adamw", or "muon": the matrices of the stacked blocks by Muon, everything else by AdamW.
+    kind: "adamw", or "muon": the matrices of the stacked blocks by Muon, everything else by AdamW with Nesterov's
+      momentum, as in optax.contrib.muon.
     muon_learning_rate: of those matrices, on the same schedule as `learning_rate`. The entries of an update have a root
       mean square near 0.2 times it, whatever the shape, as AdamW's do (Liu et al. 2025, arXiv 2502.16982).
-    muon_momentum: of those matrices; it is Nesterov's.
     schedule: after `warmup` steps, "constant" or "cosine" (it reaches zero after the last step).
     weight_decay: on matrices only; norms, biases, gates and embeddings are left alone.
     clip: largest global norm of the gradient.
@@ -32,7 +32,6 @@ class OptimizerConfig:
     kind: str = "adamw"
     learning_rate: float = 1e-4
     muon_learning_rate: float = 1e-3
-    muon_momentum: float = 0.95
     schedule: str = "constant"
     warmup: int = 1000
     b1: float = 0.9
@@ -46,17 +45,19 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.kind is {self.kind!r}; it must be 'adamw' or 'muon'")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"optimizer.schedule is {self.schedule!r}; it must be 'constant' or 'cosine'")
-        least = dict(learning_rate=0, muon_learning_rate=0, warmup=0, b1=0, b2=0, muon_momentum=0, weight_decay=0)
+        least = dict(learning_rate=0, muon_learning_rate=0, warmup=0, b1=0, b2=0, weight_decay=0)
         check_at_least("optimizer", self, **least, clip=1e-12)
         if self.moments not in ("float32", "bfloat16"):
             raise ValueError(f"optimizer.moments is {self.moments!r}; it must be 'float32' or 'bfloat16'")
-        slowest = max(self.b1, self.b2, self.muon_momentum if self.kind == "muon" else 0.0)
+        slowest = max(self.b1, self.b2)
         if self.moments == "bfloat16" and slowest > LARGEST_HALF_DECAY:
             raise ValueError(
                 f"optimizer.moments is 'bfloat16' with a decay of {slowest}; an update would change a moment by less "
                 f"than bfloat16 can tell apart. Keep b1 and b2 at {LARGEST_HALF_DECAY} or below, or take 'float32'"
             )
 
+
+MUON_MOMENTUM = 0.95
 
 # bfloat16 has 8 significant bits: a moment that is to decay must do so by more than half a unit in the last of them.
 LARGEST_HALF_DECAY = 0.99
@@ -120,7 +121,7 @@ def _muon(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     layout = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return optax.chain(
         contrib.scale_by_muon(
-            beta=config.muon_momentum,
+            beta=MUON_MOMENTUM,
             mu_dtype=jnp.dtype(config.moments),
             weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: layout, updates),
         ),
@@ -132,7 +133,12 @@ def _muon(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     optimizer = optax.adamw(
-        learning_rate(config, steps), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=_is_matrix
+        learning_rate(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        mask=_is_matrix,
+        nesterov=config.kind == "muon",
     )
     if config.moments != "float32":
         optimizer = _kept_in(jnp.dtype(config.moments), optimizer)

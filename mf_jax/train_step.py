@@ -1,4 +1,4 @@
-"""One training step: draw noise levels, noise the tokens, predict, masked velocity loss, gradient, AdamW, EMA.
+"""One training step: draw noise levels, noise the tokens, predict, masked velocity loss, gradient, update, EMA.
 
 All randomness is folded from (seed, step, position in the batch): there is no generator state to lose, and an example's
 noise depends neither on the mesh nor on gradient accumulation. Losses are sums over measured entries divided by the

@@ -154,7 +154,7 @@ def test_showcase(workdir, capsys):
     assert showcase.main([str(workdir), "--count=1", "--steps=1"]) == 0
     assert (workdir / "samples.png").exists()
     agreement = json.loads((workdir / "samples.json").read_text())
-    assert agreement["samples"] == 8
+    assert agreement["samples"] == 6
     assert sorted(p.name for p in (workdir / "samples").iterdir()) == ["d2i", "i2d", "joint", "partial"]
 
 
