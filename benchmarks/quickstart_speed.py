@@ -1,4 +1,6 @@
-"""How fast the quickstart trains, and whether its data keeps up: python benchmarks/quickstart_speed.py
+"""How fast the quickstart trains, and whether its data keeps up.
+
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/quickstart_speed.py      # as make quickstart does
 
 Prints, from one run on an otherwise idle machine: the warm train step (median of 20, model FLOP/s by mf_jax/flops.py),
 a 2048^2 float32 matrix product for scale, and the images/s of the loader alone with 2 worker processes.
