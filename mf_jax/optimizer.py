@@ -6,12 +6,12 @@ import dataclasses
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from mf_jax.parallel.sharding import is_box
 from mf_jax.settings import check_at_least
 
 
@@ -98,18 +98,14 @@ def _kept_in(dtype: jnp.dtype, inner: optax.GradientTransformation) -> optax.Gra
     return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
 
 
-def _is_box(leaf: Any) -> bool:
-    return isinstance(leaf, nn.LogicallyPartitioned)
-
-
 def _share(params: Any) -> Any:
-    """ "muon" for the kernels of stacked blocks, (layers, input, output), "adamw" for all else, by parameter."""
+    """Whose each parameter is: "muon" has the kernels of stacked blocks, (layers, input, output), "adamw" all else."""
 
     def share(path: tuple, leaf: Any) -> str:
-        value = leaf.value if _is_box(leaf) else leaf
+        value = leaf.value if is_box(leaf) else leaf
         return "muon" if "'kernel'" in jax.tree_util.keystr(path[-1:]) and value.ndim == 3 else "adamw"
 
-    return jax.tree_util.tree_map_with_path(share, params, is_leaf=_is_box)
+    return jax.tree_util.tree_map_with_path(share, params, is_leaf=is_box)
 
 
 def _scaled_by_shape(update_LIO: jax.Array) -> jax.Array:

@@ -11,9 +11,10 @@ import optax
 import pytest
 from optax import contrib
 
-from mf_jax.config import resolve
+from mf_jax.config import load, resolve
 from mf_jax.joint_model import build_model
 from mf_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from mf_jax.parallel.sharding import is_box
 
 STILL = dict(warmup=0, schedule="constant")
 
@@ -191,6 +192,23 @@ def test_muon_has_the_kernels_of_the_blocks(boxed, wrap):
     if wrap == "boxed":
         boxes = jax.tree.leaves(muon.mu, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
         assert all(box.names[0] == "layers" for box in boxes)
+
+
+@pytest.mark.parametrize("name", ["mofo_370m", "flux2_klein_9b"])
+def test_muon_has_the_kernels_of_the_real_models_blocks(name):
+    """By their axis names, which the rule does not look at: stacked over layers, and nothing else is."""
+    model = build_model(load(f"configs/{name}.py"))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    state = jax.eval_shape(make_optimizer(OptimizerConfig(kind="muon"), 10).init, params)
+    (muon,) = (s for s in jax.tree.leaves(state, is_leaf=is_muon) if is_muon(s))
+    flat = jax.tree_util.tree_flatten_with_path
+    stacked = [
+        path
+        for path, box in flat(params, is_leaf=is_box)[0]
+        if is_box(box) and box.names[0] == "layers" and path[-1].key == "kernel"
+    ]
+    assert len(stacked) > 10
+    assert [path for path, _ in flat(muon.mu, is_leaf=is_box)[0]] == stacked
 
 
 def test_muons_momentum_kept_in_bfloat16():

@@ -1,5 +1,6 @@
 """Stopping and going on, by the command line: killed, terminated or never stopped, a run ends bitwise the same."""
 
+import functools
 import json
 import os
 import pathlib
@@ -33,7 +34,7 @@ def get_config():
         model=dict(width=32, layers=2, heads=2, kv_heads=1),
         train=dict(steps=STEPS, batch=8, log_every=1),
         checkpoint=dict(every=20),
-        optimizer=dict(kind="muon", learning_rate=1e-3, warmup=2),
+        optimizer=dict(kind="{optimizer}", learning_rate=1e-3, warmup=2),
     )
 """.replace("STEPS", str(STEPS))
 
@@ -51,9 +52,9 @@ def train(config, workdir, **kwargs):
     return subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def write_config(folder, workers):
+def write_config(folder, workers, optimizer="adamw"):
     path = folder / f"tiny_{workers}.py"
-    path.write_text(CONFIG.replace("{workers}", str(workers)))
+    path.write_text(CONFIG.replace("{workers}", str(workers)).replace("{optimizer}", optimizer))
     return path
 
 
@@ -106,17 +107,32 @@ def digests(workdir):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("straight")
-    finish(train(write_config(folder, 0), folder / "run"))
-    assert steps_logged(folder / "run") == list(range(1, STEPS + 1))
-    return losses(folder / "run"), digests(folder / "run")
+    """By optimizer, the losses and digests of a run that was never stopped."""
+
+    @functools.cache
+    def run(optimizer):
+        folder = tmp_path_factory.mktemp("straight")
+        finish(train(write_config(folder, 0, optimizer), folder / "run"))
+        assert steps_logged(folder / "run") == list(range(1, STEPS + 1))
+        return losses(folder / "run"), digests(folder / "run")
+
+    return run
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_goes_on_bitwise(straight, tmp_path, how):
+@pytest.mark.parametrize(
+    ("optimizer", "how"),
+    [
+        ("adamw", signal.SIGKILL),
+        ("adamw", signal.SIGTERM),
+        ("adamw", signal.SIGINT),
+        ("muon", signal.SIGKILL),
+    ],
+)
+def test_a_stopped_run_goes_on_bitwise(straight, tmp_path, optimizer, how):
     """Stopped mid-way, and resumed with another number of data workers."""
+    expected = straight(optimizer)
     workdir = tmp_path / "run"
-    process = train(write_config(tmp_path, 0), workdir)
+    process = train(write_config(tmp_path, 0, optimizer), workdir)
     wait_for_checkpoint(process, workdir)
     process.send_signal(how)
     output = process.communicate(timeout=120)[0]
@@ -128,10 +144,10 @@ def test_a_stopped_run_goes_on_bitwise(straight, tmp_path, how):
     reached = max(checkpoint_steps(workdir))
     assert 0 < reached < STEPS
 
-    output = finish(train(write_config(tmp_path, 1), workdir))
+    output = finish(train(write_config(tmp_path, 1, optimizer), workdir))
     assert f"from step {reached} to {STEPS}" in output
-    assert losses(workdir) == straight[0]
-    assert digests(workdir) == straight[1]
+    assert losses(workdir) == expected[0]
+    assert digests(workdir) == expected[1]
     assert len(list((workdir / "compilation_cache").glob("jit_train_step-*-cache"))) == 1  # read, not compiled again
 
 

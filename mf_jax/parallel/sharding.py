@@ -161,6 +161,11 @@ def spec(names: Iterable[str | None]) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
+def is_box(leaf: Any) -> bool:
+    """Whether this is an array, or what stands for one, with its logical axis names around it."""
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
+
 def shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """NamedShardings of a tree whose leaves carry logical axis names (as flax's `init` returns it).
 
@@ -169,7 +174,7 @@ def shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
-        names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
+        names = leaf.names if is_box(leaf) else ()
         layout, shape = spec(names), (leaf.value if names else leaf).shape
         for dimension, (axes, size) in enumerate(zip(layout, shape, strict=False)):
             if size % (parts := _parts(mesh, axes)):
@@ -178,9 +183,6 @@ def shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
                     f"divisible by mesh axis {'*'.join(_axes(axes))} of size {parts}"
                 )
         return NamedSharding(mesh, layout)
-
-    def is_box(leaf: Any) -> bool:
-        return isinstance(leaf, nn.LogicallyPartitioned)
 
     return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=is_box)
 
