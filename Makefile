@@ -12,7 +12,7 @@ TEST_BIN := $(TEST_VENV)/bin
 
 quickstart: $(VENV)/installed
 	$(FAST_MALLOC) $(BIN)/python -m mf_jax train --config=configs/quickstart.py --workdir=$(RUN)
-	$(BIN)/python -m mf_jax.showcase $(RUN)
+	$(BIN)/python -m mf_jax.evaluation.showcase $(RUN)
 	$(BIN)/python -m mf_jax evaluate --checkpoint=$(RUN)
 
 test: $(TEST_VENV)/installed lint

@@ -12,7 +12,7 @@ import time
 import jax
 import synthetic
 
-from mf_jax import train_state
+from mf_jax.training import train_state
 
 LAYERS = (6, 30)
 REPEATS = 5

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import synthetic
 
-from mf_jax import flops, freeze, train_state
-from mf_jax.train_step import TEACHER
+from mf_jax.monitoring import flops
+from mf_jax.training import partition, train_state
+from mf_jax.training.train_step import TEACHER
 
 CONFIGS = [f"configs/{kind}_{size}.py" for kind in ("t2i", "mofo") for size in ("370m", "800m", "3b")]
 CONFIGS.append("configs/flux2_klein_9b.py")
@@ -42,7 +43,7 @@ def counts(model, config) -> tuple[float, float, float]:
     t = dict.fromkeys(x, jax.ShapeDtypeStruct((B,), jnp.float32))
 
     def forward(trained, frozen, x, t, batch):
-        return sum(jnp.sum(y) for y in model.predict(freeze.merge(trained, frozen), x, t, batch).values())
+        return sum(jnp.sum(y) for y in model.predict(partition.merge(trained, frozen), x, t, batch).values())
 
     networks = {TEACHER: state.params} if flops.distills(config) else {}
     arguments = (state.params, state.frozen, x, t, batch)

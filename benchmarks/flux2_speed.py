@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mf_jax.interop import flux2, weights
+from mf_jax.models import flux2_weights, weight_table
 from mf_jax.models.flux2 import Flux2
 from mf_jax.models.layers import positions, rotary_table, text_positions
 from mf_jax.models.stream import Stream
@@ -85,7 +85,10 @@ def jax_calls(*given):
 
 def torch_calls(params, x, t, text):
     """The same in PyTorch."""
-    w = {name: torch.tensor(v) for name, v in weights.to_theirs(params, flux2.table(MODEL, prefix="")).items()}
+    w = {
+        name: torch.tensor(v)
+        for name, v in weight_table.to_theirs(params, flux2_weights.table(MODEL, prefix="")).items()
+    }
     x, t = ({name: torch.tensor(value) for name, value in given.items()} for given in (x, t))
     text = torch.tensor(text)
     tensors = list(w.values())

@@ -34,9 +34,10 @@ import jax
 import profile_costs
 import synthetic
 
-from mf_jax import flops, train_state
 from mf_jax.joint_model import JointModel
+from mf_jax.monitoring import flops
 from mf_jax.parallel import sharding
+from mf_jax.training import train_state
 
 CONFIGS = [f"{kind}_{size}" for kind in ("t2i", "mofo") for size in ("370m", "800m", "3b")]
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"

@@ -12,14 +12,15 @@ import time
 import jax
 import jax.numpy as jnp
 
-from mf_jax import config as configs
-from mf_jax import flops, train_state
+from mf_jax.config import loading as configs
+from mf_jax.configurable import build
 from mf_jax.data.loader import build_train_loader
 from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.joint_model import build_model
+from mf_jax.monitoring import flops
 from mf_jax.parallel import sharding
-from mf_jax.settings import build
-from mf_jax.train_step import ObjectiveConfig, make_train_step
+from mf_jax.training import train_state
+from mf_jax.training.train_step import ObjectiveConfig, make_train_step
 
 
 def median_seconds(function, repeats: int) -> float:

@@ -10,8 +10,8 @@ import argparse
 import json
 import pathlib
 
-from mf_jax import config as configs
-from mf_jax.evaluation.run import evaluate
+from mf_jax.config import loading as configs
+from mf_jax.evaluation.evaluate import evaluate
 from mf_jax.train import train
 
 

@@ -17,12 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mf_jax import backbones, text, train_state
+from mf_jax.configurable import build, build_kind
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.modalities import flux2_latent
-from mf_jax.optimizer import OptimizerConfig
-from mf_jax.settings import build, build_kind
-from mf_jax.train_step import ObjectiveConfig, make_train_step
+from mf_jax.models import backbones
+from mf_jax.models.text import encoders
+from mf_jax.training import train_state
+from mf_jax.training.optimizer import OptimizerConfig
+from mf_jax.training.train_step import ObjectiveConfig, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ def load(path: str | pathlib.Path, **changes: Mapping[str, Any]) -> dict[str, An
     config = {"seed": 0, "data": raw["data"], "modalities": raw["modalities"], "modes": raw["modes"]}
     for name, cls in (("objective", ObjectiveConfig), ("optimizer", OptimizerConfig)):
         config[name] = dataclasses.asdict(build(cls, raw.get(name, {}), name))
-    for name, kinds in (("text", text.KINDS), ("model", backbones.KINDS)):
+    for name, kinds in (("text", encoders.KINDS), ("model", backbones.KINDS)):
         section = raw.get(name, {})
         kind = section.get("kind", next(iter(kinds)))
         config[name] = {"kind": kind, **dataclasses.asdict(build_kind(kinds, section, name))}

@@ -5,7 +5,7 @@
 or, step by step,
 
     python -m mf_jax train --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m mf_jax.showcase runs/quickstart
+    python -m mf_jax.evaluation.showcase runs/quickstart
     python -m mf_jax evaluate --checkpoint=runs/quickstart
 
 Hardware and time: 2 CPU cores (AMD EPYC, AVX-512), 8.5 minutes of training at 113 images/s, 9.5 minutes in all, with

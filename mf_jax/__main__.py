@@ -105,14 +105,14 @@ def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> i
 
         return run.compile_config(arguments.config, overrides, arguments.topology, arguments.slices, arguments.search)
     elif arguments.verb == "sample":
-        from mf_jax import sample
+        from mf_jax.inference import sample
 
         sample.sample(arguments, overrides)
     elif arguments.verb == "import":
-        from mf_jax import config
-        from mf_jax.interop import importing
+        from mf_jax.config import loading as config
+        from mf_jax.interop import import_weights
 
-        importing.import_weights(arguments.source, config.load(arguments.config, overrides), arguments.workdir)
+        import_weights.import_weights(arguments.source, config.load(arguments.config, overrides), arguments.workdir)
     elif arguments.verb == "export":
         from mf_jax.interop import export
 
@@ -122,19 +122,20 @@ def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> i
         for path in export.export(arguments.checkpoint, arguments.output, **settings):
             print(path)
     else:
-        from mf_jax.evaluation import run
+        from mf_jax.evaluation import evaluate
 
-        run.evaluate(arguments.checkpoint, arguments.config, overrides, arguments.output)
+        evaluate.evaluate(arguments.checkpoint, arguments.config, overrides, arguments.output)
     return 0
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str], began: float) -> None:
     import jax
 
-    from mf_jax import config, train
-    from mf_jax.parallel import distributed, place
+    from mf_jax import train
+    from mf_jax.config import loading as config
+    from mf_jax.parallel import cluster, distributed
 
-    where = place.find(
+    where = cluster.find(
         arguments.distributed, arguments.coordinator, arguments.processes, arguments.process, arguments.init_timeout
     )
     loaded = config.load(arguments.config, overrides)
@@ -146,7 +147,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str], began: float) ->
 
 def _explain(error: Exception) -> tuple[str, int] | None:
     """The message and exit status of what is no bug; None for all else."""
-    from mf_jax.metrics import NotFinite
+    from mf_jax.monitoring.metrics import NotFinite
     from mf_jax.parallel.distributed import Missing
 
     if isinstance(error, NotFinite):

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mf_jax import frozen, text
-from mf_jax.backbones import KINDS as BACKBONES
+from mf_jax.configurable import build, build_kind
 from mf_jax.diffusion.noise_levels import Mode
-from mf_jax.modality import Batch, Modality, build_modality
+from mf_jax.modalities.base import Batch, Modality, build_modality
+from mf_jax.models import frozen
+from mf_jax.models.backbones import KINDS as BACKBONES
 from mf_jax.models.stream import Stream
-from mf_jax.settings import build, build_kind
+from mf_jax.models.text import encoders
 
 Params = Any
 Tokens = dict[str, jax.Array]
@@ -139,7 +140,7 @@ def build_model(config: Mapping[str, Any], platform: str | None = None) -> Joint
     total = sum(mode.probability for mode in modes.values())
     if abs(total - 1.0) > 1e-6:
         raise ValueError(f"the probabilities of modes sum to {total}; they must sum to 1")
-    prompt = build_kind(text.KINDS, config["text"], "text")
+    prompt = build_kind(encoders.KINDS, config["text"], "text")
     model = build_kind(BACKBONES, config["model"], "model")
     platform = jax.default_backend() if platform is None else platform
     dtype = model.on(platform)["dtype"]

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mf_jax import config as configs
-from mf_jax import flops, freeze, train_state
-from mf_jax.checkpoint import Checkpoints, digest
+from mf_jax.checkpoint.manager import Checkpoints, digest
+from mf_jax.config import loading as configs
+from mf_jax.configurable import build
 from mf_jax.joint_model import JointModel, build_model
+from mf_jax.monitoring import flops
 from mf_jax.parallel import sharding
-from mf_jax.settings import build
+from mf_jax.training import partition, train_state
 
 
 def show_config(spec: str, overrides: Sequence[str], devices: int | None = None) -> None:
@@ -47,7 +48,7 @@ def _print_layout(model: JointModel, config: Mapping[str, Any], devices: int) ->
         return int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=int)) * leaf.dtype.itemsize
 
     rows = [("parameter", "shape", "mesh axes", "bytes per device")]
-    params = freeze.merge(state.params, state.frozen)
+    params = partition.merge(state.params, state.frozen)
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         axes = [[a] if isinstance(a, str) else a or () for a in leaf.sharding.spec]
         axes = ["*".join(name for name in names if sizes[name] > 1) or "-" for names in axes]
@@ -78,7 +79,7 @@ def show_checkpoint(directory: str) -> None:
     step, position = checkpoints.step(), checkpoints.iterator()
     checkpoints.close()
     _print_config(config)
-    _print_counts(model, freeze.merge(items["params"], items.get("frozen", {})), config)
+    _print_counts(model, partition.merge(items["params"], items.get("frozen", {})), config)
     print(f"step: {step}")
     print(f"data: {position}")
     for name, tree in items.items():
@@ -103,7 +104,7 @@ def _print_counts(model: JointModel, params: Any, config: Mapping[str, Any]) -> 
     step = flops.step_flops(model, config)
     print(f"model FLOPs per step: {step:.4g} (forward of one example: {flops.forward_flops(model):.4g})")
     if paths := config["train"]["freeze"]:
-        print(f"frozen parameters: {count(freeze.split(params, paths)[1]):,} ({', '.join(paths)})")
+        print(f"frozen parameters: {count(partition.split(params, paths)[1]):,} ({', '.join(paths)})")
     if flops.distills(config):
         print(f"teacher, forward of one example: {flops.teacher_flops(model):.4g}, counted in the step")
     _print_hardware(model, config)

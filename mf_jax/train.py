@@ -17,20 +17,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from mf_jax import compilation, frozen, initial, train_state
-from mf_jax.checkpoint import CheckpointConfig, Checkpoints
-from mf_jax.config import difference, resolve, to_dict
+from mf_jax.checkpoint import initialize
+from mf_jax.checkpoint.manager import CheckpointConfig, Checkpoints
+from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.config.loading import difference, resolve, to_dict
+from mf_jax.configurable import build
 from mf_jax.data.loader import build_train_loader
-from mf_jax.goodput import CHECKPOINT, COMPILE, DATA, STARTUP, Goodput
 from mf_jax.joint_model import build_model
+from mf_jax.models import frozen
+from mf_jax.monitoring.goodput import CHECKPOINT, COMPILE, DATA, STARTUP, Goodput
+from mf_jax.monitoring.profiling import ProfileWindow
+from mf_jax.monitoring.train_log import Log
 from mf_jax.parallel import sharding
-from mf_jax.parallel.crew import Crew
-from mf_jax.profiling import ProfileWindow
-from mf_jax.settings import build
-from mf_jax.stored import Stored
-from mf_jax.train_log import Log
-from mf_jax.train_step import TEACHER, ObjectiveConfig, jit_train_step
-from mf_jax.workdir import held
+from mf_jax.parallel.processes import Crew
+from mf_jax.training import compilation, train_state
+from mf_jax.training.train_step import TEACHER, ObjectiveConfig, jit_train_step
+from mf_jax.training.workdir import held
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
 # of steps where the learning rate does not depend on it, and the paths of published weights (KEY.checkpoint).
@@ -133,14 +135,14 @@ def train(
             weights = source.params(config["init"]["weights"], mesh)
             source.close()
         if objective.distills:
-            networks[TEACHER] = initial.teacher(config, weights)
+            networks[TEACHER] = initialize.teacher(config, weights)
 
         # State
         if resumes:
             del weights  # what the teacher does not hold
             state = _restore(checkpoints, latest, train_state.abstract(model, config, mesh))
         elif weights is not None:
-            params, origins = initial.params(model, config, mesh, weights)
+            params, origins = initialize.params(model, config, mesh, weights)
             crew.say(f"starting from {config['init']['checkpoint']}: {origins}")
             state = train_state.new(model, config, mesh, params)
             del params, weights

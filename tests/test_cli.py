@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mf_jax import showcase
 from mf_jax.__main__ import main
+from mf_jax.evaluation import showcase
 from mf_jax.parallel import distributed
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import mf_jax
-from mf_jax import config as configs
 from mf_jax import train
+from mf_jax.config import loading as configs
 
 
 @pytest.fixture

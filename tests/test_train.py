@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import mf_jax
-from mf_jax import config as configs
 from mf_jax import train
-from mf_jax.checkpoint import Checkpoints
-from mf_jax.metrics import NotFinite
+from mf_jax.checkpoint.manager import Checkpoints
+from mf_jax.config import loading as configs
+from mf_jax.monitoring.metrics import NotFinite
 
 
 def resolved(raw, *overrides):
@@ -120,7 +120,7 @@ def folder_config(make_tiny_config, tmp_path):
 
 
 def test_maps_without_depth_train_as_images_and_are_counted(folder_config, tmp_path):
-    from mf_jax.evaluation.run import evaluate
+    from mf_jax.evaluation.evaluate import evaluate
 
     assert train.train(resolved(folder_config, "train.steps=9"), tmp_path / "run") == 9
     entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -133,7 +133,7 @@ def test_maps_without_depth_train_as_images_and_are_counted(folder_config, tmp_p
 
 
 def test_unreadable_files_are_left_out_of_the_evaluation_and_counted(folder_config, tmp_path):
-    from mf_jax.evaluation.run import evaluate
+    from mf_jax.evaluation.evaluate import evaluate
 
     train.train(resolved(folder_config, "train.steps=1"), tmp_path / "run")
     root = pathlib.Path(folder_config["data"]["source"]["root"])

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from mf_jax.aot.collectives import Collective
-from mf_jax.chips import Chip
+from mf_jax.monitoring.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any
 
 import jax
 
-from mf_jax import config as configs
-from mf_jax import flops
 from mf_jax.aot import step, topology
 from mf_jax.aot.collectives import Collectives, collectives
 from mf_jax.aot.hlo import Module, parse
 from mf_jax.aot.roofline import roofline
 from mf_jax.aot.traffic import traffic
-from mf_jax.chips import CHIPS, GIB, GPU_SHARE, Chip
+from mf_jax.config import loading as configs
+from mf_jax.monitoring import flops
+from mf_jax.monitoring.chips import CHIPS, GIB, GPU_SHARE, Chip
 
 ADVICE = (
     "smaller train.batch, larger train.accumulate, a model.remat that keeps less (full keeps least), more devices in "

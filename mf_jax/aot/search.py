@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from mf_jax.aot import step
-from mf_jax.chips import CHIPS, GIB
-from mf_jax.config import resolve, to_dict
+from mf_jax.config.loading import resolve, to_dict
+from mf_jax.monitoring.chips import CHIPS, GIB
 
 # By what they compute again, the least first. `offload` computes what attention_mlp does, and moves it besides.
 PRESETS = ("none", "dots", "attention_mlp", "offload", "full")

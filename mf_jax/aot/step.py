@@ -16,13 +16,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mf_jax import chips, train_state
-from mf_jax.config import resolve, to_dict
+from mf_jax.config.loading import resolve, to_dict
+from mf_jax.configurable import build
 from mf_jax.data.transforms import example_shapes
 from mf_jax.joint_model import JointModel, build_model
+from mf_jax.monitoring import chips
 from mf_jax.parallel import sharding
-from mf_jax.settings import build
-from mf_jax.train_step import TEACHER, ObjectiveConfig, jit_train_step
+from mf_jax.training import train_state
+from mf_jax.training.train_step import TEACHER, ObjectiveConfig, jit_train_step
 
 
 class OutOfMemory(Exception):

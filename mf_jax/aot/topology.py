@@ -12,7 +12,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from mf_jax.chips import CHIPS, Chip
+from mf_jax.monitoring.chips import CHIPS, Chip
 
 FORMS = "v5e:4x4, v6e:16x16, v5p:4x4x4, tpu7x:2x2x1 (chips along each axis), h200:1x2x8 (1 x nodes x GPUs of a node)"
 

@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
+from mf_jax.configurable import check_at_least
 from mf_jax.data.resize import center_crop_to_aspect
-from mf_jax.settings import check_at_least
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 

@@ -20,13 +20,13 @@ import grain
 import numpy as np
 from absl import logging
 
+from mf_jax.configurable import build, nearest
 from mf_jax.data.augment import AugmentConfig
 from mf_jax.data.sources import Source, build_source
 from mf_jax.data.sparsify import make_sparsifier
 from mf_jax.data.tokenizer import Tokenizer
 from mf_jax.data.transforms import Examples, View
 from mf_jax.data.workers import Prefetch
-from mf_jax.settings import build, nearest
 
 _KEYS = ("source", "resolution", "sparsify", "augment", "cache", "workers")
 

@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mf_jax.data.folder import FolderSource
-from mf_jax.data.procedural import ProceduralSource
-from mf_jax.settings import nearest
+from mf_jax.configurable import nearest
+from mf_jax.data.procedural.source import ProceduralSource
+from mf_jax.data.readers.folder import FolderSource
 
 
 class Source(Protocol):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mf_jax.settings import nearest
+from mf_jax.configurable import nearest
 
 Sparsifier = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 

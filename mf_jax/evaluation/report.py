@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mf_jax.atomic_file import write_bytes
+from mf_jax.storage.atomic_file import write_bytes
 
 MEANS = ("abs_rel", "delta1", "constant_abs_rel", "constant_delta1", "negative_fraction", "nonfinite_fraction")
 Rows = Sequence[tuple[str, Mapping[str, Mapping[str, float]] | None]]

@@ -15,11 +15,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mf_jax import config as configs
-from mf_jax.interop import files, layouts
-from mf_jax.interop.weights import flatten, shapes_there, stream
-from mf_jax.settings import nearest
-from mf_jax.stored import Stored
+from mf_jax.checkpoint import layouts
+from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.config import loading as configs
+from mf_jax.configurable import nearest
+from mf_jax.models.weight_table import flatten, shapes_there, stream
+from mf_jax.storage import safetensors_files
 
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -32,7 +33,7 @@ def export(
     weights: str = "ema",
     dtype: str = "fp32",
     step: int | None = None,
-    shard_bytes: int = files.SHARD_BYTES,
+    shard_bytes: int = safetensors_files.SHARD_BYTES,
 ) -> list[pathlib.Path]:
     """Writes an export; returns the paths of its files.
 
@@ -69,7 +70,7 @@ def export(
         layouts.RECORD: _json(record),
         "README.md": _card(record, sum(int(np.prod(shape)) for shape in shapes.values())).encode(),
     }
-    return files.write(output, tensors, sizes, extra, shard_bytes)
+    return safetensors_files.write(output, tensors, sizes, extra, shard_bytes)
 
 
 def _results(directory: pathlib.Path) -> Any:

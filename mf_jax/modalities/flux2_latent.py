@@ -15,15 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mf_jax import frozen, frozen_flops
-from mf_jax.frozen_flops import FrozenFlops
-from mf_jax.interop import weights
-from mf_jax.interop.autoencoder import DECODER, ENCODER, inspect, published_files
-from mf_jax.interop.files import TensorFiles
-from mf_jax.interop.weights import Entry
+from mf_jax.configurable import check_at_least
 from mf_jax.modalities.patches import grid_of
+from mf_jax.models import frozen, frozen_flops, weight_table
 from mf_jax.models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8, to_uint8
-from mf_jax.settings import check_at_least
+from mf_jax.models.autoencoder_weights import DECODER, ENCODER, inspect, published_files
+from mf_jax.models.frozen_flops import FrozenFlops
+from mf_jax.models.weight_table import Entry
+from mf_jax.storage.safetensors_files import TensorFiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +127,8 @@ class Autoencoder:
         """{"encoder": ..., "decoder": ...}, float32."""
         _, parts = self._held
         return {
-            part: weights.read(parts[part][0], params, parts[part][1]) for part, params in self.abstract(mesh).items()
+            part: weight_table.read(parts[part][0], params, parts[part][1])
+            for part, params in self.abstract(mesh).items()
         }
 
     def encode(self, params: Any, batch: frozen.Batch) -> frozen.Batch:

@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mf_jax.configurable import check_at_least
 from mf_jax.models.attention import attention
 from mf_jax.models.layers import fan_in
-from mf_jax.settings import check_at_least
 
 GROUPS = 32  # of the group norms
 LATENT_EPS = 1e-4  # added to the variance of the latents

@@ -5,9 +5,9 @@ is; from the command line, or from jax's detection of Cloud TPU, GKE, Slurm and 
 connection to that address, then jax's coordination service takes over the port. The meeting is our own because jax's
 cannot say who is missing: at its timeout, `jax.distributed.initialize` aborts every process from C++ with "Deadline
 Exceeded", whatever the reason (jax 0.10 and 0.11; a Python callback in place of the abort ends in std::bad_cast). And
-the connections of the meeting stay: they are what mf_jax.parallel.crew tells of deaths, errors and signals by.
+the connections of the meeting stay: they are what mf_jax.parallel.processes tells of deaths, errors and signals by.
 
-The only file, with mf_jax.parallel.crew, that knows how many hosts there are.
+The only file, with mf_jax.parallel.processes, that knows how many hosts there are.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any, NoReturn
 
 import jax
 
-from mf_jax.parallel import crew
-from mf_jax.parallel.crew import Crew
-from mf_jax.parallel.place import Place, check_loopback, loopback_hint
+from mf_jax.parallel import processes
+from mf_jax.parallel.cluster import Place, check_loopback, loopback_hint
+from mf_jax.parallel.processes import Crew
 
 # Seconds until jax's coordination service gives up a process whose connection stands but which sends nothing: one that
 # is stopped, or whose host swaps. The heartbeat comes from a C++ thread that neither Python's lock nor a compilation
-# holds up. Dead processes and hosts are noticed sooner, by mf_jax.parallel.crew.
+# holds up. Dead processes and hosts are noticed sooner, by mf_jax.parallel.processes.
 HEARTBEAT = 30
 
 
@@ -124,7 +124,7 @@ def _gather(where: Place, facts: Mapping[str, str]) -> dict[int, tuple[Connectio
                     del arrived[known[source]]
                 else:
                     try:
-                        hello = json.loads(source.recv_bytes(crew.LIMIT))
+                        hello = json.loads(source.recv_bytes(processes.LIMIT))
                         index, host = int(hello["process"]), str(hello["host"])
                         theirs, count = dict(hello["facts"]), int(hello["processes"])
                     except (EOFError, OSError, ValueError, KeyError, TypeError):
@@ -173,7 +173,7 @@ def _report(where: Place, facts: Mapping[str, str]) -> dict[int, tuple[Connectio
     hello = {"process": where.process, "processes": where.processes, "host": socket.gethostname(), "facts": facts}
     _send(connection, hello)
     try:
-        answer: dict[str, Any] = json.loads(connection.recv_bytes(crew.LIMIT))  # process 0 has the timeout
+        answer: dict[str, Any] = json.loads(connection.recv_bytes(processes.LIMIT))  # process 0 has the timeout
     except (EOFError, OSError, ValueError):
         raise Missing(
             f"process {where.process}: what answers at {where.coordinator} is not process 0 waiting for this run, or "
@@ -189,10 +189,10 @@ def _connection(plain: socket.socket) -> Connection:
     plain.settimeout(None)
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (  # as far as the system has them
-        ("TCP_KEEPIDLE", crew.SILENCE // 4),
-        ("TCP_KEEPINTVL", crew.SILENCE // 4),
+        ("TCP_KEEPIDLE", processes.SILENCE // 4),
+        ("TCP_KEEPINTVL", processes.SILENCE // 4),
         ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", crew.SILENCE * 1000),
+        ("TCP_USER_TIMEOUT", processes.SILENCE * 1000),
     ):
         if hasattr(socket, option):
             plain.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mf_jax.settings import check_at_least, nearest
+from mf_jax.configurable import check_at_least, nearest
 
 AXES = ("data", "fsdp", "tensor", "context")
 

@@ -11,12 +11,12 @@ import pytest
 from mf_jax.__main__ import main
 from mf_jax.aot import step, topology
 from mf_jax.aot.step import _out_of_memory
-from mf_jax.config import load, resolve
+from mf_jax.config.loading import load, resolve
 from mf_jax.data.sources import build_source
 from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.data.transforms import Examples, example_shapes
 from mf_jax.modalities.flux2_latent import Autoencoder, Codec
-from mf_jax.text import UMT5Text
+from mf_jax.models.text.encoders import UMT5Text
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 SHARDED = ("mesh.data=1", "mesh.fsdp=-1")

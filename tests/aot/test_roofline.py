@@ -4,8 +4,8 @@ import pytest
 
 from mf_jax.aot.collectives import Collective
 from mf_jax.aot.roofline import roofline
-from mf_jax.chips import CHIPS, GIB, Chip
-from mf_jax.flops import PEAKS
+from mf_jax.monitoring.chips import CHIPS, GIB, Chip
+from mf_jax.monitoring.flops import PEAKS
 
 CHIP = Chip("toy", "tpu", 2, hbm=8 * GIB, hbm_bandwidth=1e9, link_bandwidth=1e8)
 

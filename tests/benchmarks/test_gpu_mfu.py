@@ -139,7 +139,7 @@ def test_an_operation_inside_another_counts_once(benchmark):
 
 def test_synthetic_configs_are_the_resolved_ones(benchmark):
     """What the benchmarks read without ml_collections is what training would be given."""
-    from mf_jax import config as configs
+    from mf_jax.config import loading as configs
 
     for name in ("t2i_370m", "mofo_3b", "flux2_klein_9b"):
         path = os.path.join("configs", f"{name}.py")

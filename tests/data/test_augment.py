@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mf_jax import config as configs
+from mf_jax.config import loading as configs
 from mf_jax.data.augment import AugmentConfig, jitter_colour, random_window
 
 

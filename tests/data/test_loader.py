@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import mf_jax.data
-from mf_jax.data.folder import FolderSource
 from mf_jax.data.loader import build_train_loader
+from mf_jax.data.readers.folder import FolderSource
 from mf_jax.data.tokenizer import ByteTokenizer
 
 SCENES = 10
@@ -320,11 +320,11 @@ def test_workers_ignore_the_signals_of_the_group_and_leave_with_their_parent(tmp
 
 def test_data_never_imports_jax():
     """A worker process would claim a device."""
-    for path in pathlib.Path(mf_jax.data.__file__).parent.glob("*.py"):
+    for path in pathlib.Path(mf_jax.data.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             for name in names:
                 assert name.split(".")[0] not in ("jax", "jaxlib", "flax", "optax", "orbax"), f"{path.name}: {name}"
                 if name.startswith("mf_jax"):
-                    assert f"{name}.".startswith(("mf_jax.data.", "mf_jax.settings.")), f"{path.name}: {name}"
+                    assert f"{name}.".startswith(("mf_jax.data.", "mf_jax.configurable.")), f"{path.name}: {name}"

@@ -8,11 +8,11 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from mf_jax import train_state
-from mf_jax.config import resolve
+from mf_jax.config.loading import resolve
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
 from mf_jax.parallel.sharding import MeshConfig, make_mesh
+from mf_jax.training import train_state
 
 # The dimension that is split over fsdp, by (parent, name) of the parameter; None is whole on every device.
 SPLIT = {

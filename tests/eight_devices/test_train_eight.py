@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from mf_jax import config as configs
-from mf_jax import train, train_state
-from mf_jax.checkpoint import CheckpointConfig, Checkpoints, digest
+from mf_jax import train
+from mf_jax.checkpoint.manager import CheckpointConfig, Checkpoints, digest
+from mf_jax.config import loading as configs
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
+from mf_jax.training import train_state
 
 
 def losses(workdir):

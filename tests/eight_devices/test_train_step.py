@@ -13,11 +13,11 @@ import optax
 import pytest
 from flax import linen as nn
 
-from mf_jax import train_state, train_step
-from mf_jax.config import resolve
+from mf_jax.config.loading import resolve
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.parallel import sharding
-from mf_jax.train_state import TrainState
+from mf_jax.training import train_state, train_step
+from mf_jax.training.train_state import TrainState
 
 OBJECTIVE = train_step.ObjectiveConfig()
 SEED = 7

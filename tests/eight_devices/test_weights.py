@@ -5,9 +5,9 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mf_jax.interop import weights
-from mf_jax.interop.files import TensorFiles
-from mf_jax.interop.weights import Entry
+from mf_jax.models import weight_table
+from mf_jax.models.weight_table import Entry
+from mf_jax.storage.safetensors_files import TensorFiles
 
 TABLE = [
     Entry("stack/q/kernel", "{i}.qkv", "linear", layers=4, rows=(0, 8)),
@@ -30,7 +30,7 @@ def test_sharded_reading(tmp_path, monkeypatch):
     tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
     safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-    whole = weights.flatten(weights.to_ours(tensors, TABLE))
+    whole = weight_table.flatten(weight_table.to_ours(tensors, TABLE))
     abstract = {
         path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=NamedSharding(mesh, SPECS[path]))
         for path, value in whole.items()
@@ -40,7 +40,9 @@ def test_sharded_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(
         TensorFiles, "part", lambda self, name, index: read_sizes.append((got := part(self, name, index)).size) or got
     )
-    read = weights.flatten(weights.read(TensorFiles(tmp_path / "x.safetensors"), weights.nest(abstract), TABLE))
+    read = weight_table.flatten(
+        weight_table.read(TensorFiles(tmp_path / "x.safetensors"), weight_table.nest(abstract), TABLE)
+    )
     for path, value in whole.items():
         np.testing.assert_array_equal(np.asarray(read[path]), value, err_msg=path)
         assert read[path].sharding.spec == SPECS[path]

@@ -14,8 +14,9 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from mf_jax.interop import qwen3, weights
-from mf_jax.models.qwen3 import Qwen3, Qwen3Config
+from mf_jax.models import weight_table
+from mf_jax.models.text import qwen3_weights
+from mf_jax.models.text.qwen3 import Qwen3, Qwen3Config
 
 CHAT = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>"]
 
@@ -36,7 +37,9 @@ def _text_encoder(folder, randomised):
     encoder = Qwen3(Qwen3Config(**sizes), (1, 2, 3))
     ids = jnp.zeros((1, 4), jnp.int32)
     params = randomised(nn.unbox(jax.eval_shape(encoder.init, jax.random.key(0), ids, ids))["params"])
-    tensors = {k: np.ascontiguousarray(v) for k, v in weights.to_theirs(params, qwen3.table(encoder)).items()}
+    tensors = {
+        k: np.ascontiguousarray(v) for k, v in weight_table.to_theirs(params, qwen3_weights.table(encoder)).items()
+    }
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
 
 

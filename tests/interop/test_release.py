@@ -8,14 +8,15 @@ import pytest
 import safetensors.numpy
 
 import mf_jax
-from mf_jax import train, train_state
-from mf_jax.checkpoint import Checkpoints
-from mf_jax.config import resolve
-from mf_jax.interop import export, importing
-from mf_jax.interop.files import TensorFiles
-from mf_jax.interop.weights import flatten
+from mf_jax import train
+from mf_jax.checkpoint.manager import Checkpoints
+from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.config.loading import resolve
+from mf_jax.interop import export, import_weights
 from mf_jax.joint_model import build_model
-from mf_jax.stored import Stored
+from mf_jax.models.weight_table import flatten
+from mf_jax.storage.safetensors_files import TensorFiles
+from mf_jax.training import train_state
 
 FREEZE = ("backbone/double/image", "backbone/double/text")
 CLONE = {
@@ -30,7 +31,7 @@ def imported(release, tmp_path_factory, request):
     """The official model as a checkpoint, and what the import said of it."""
     config = resolve(request.getfixturevalue("make_release_config")())
     workdir = tmp_path_factory.mktemp("imported") / "run"
-    report, origins = importing.import_weights(release / "official", config, workdir)
+    report, origins = import_weights.import_weights(release / "official", config, workdir)
     return workdir, report, origins
 
 
@@ -87,7 +88,7 @@ def base(release, tmp_path_factory, request):
     raw = request.getfixturevalue("make_release_config")()
     raw["init"] = dict(clone=CLONE)
     workdir = tmp_path_factory.mktemp("base") / "run"
-    _, origins = importing.import_weights(release / "flux2.safetensors", resolve(raw), workdir)
+    _, origins = import_weights.import_weights(release / "flux2.safetensors", resolve(raw), workdir)
     return workdir, origins
 
 
@@ -153,19 +154,19 @@ def test_files_that_do_not_fit(published, release_config, tmp_path, change, mess
     change(tensors)
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=message):
-        importing.import_weights(tmp_path / "model.safetensors", resolve(release_config), tmp_path / "run")
+        import_weights.import_weights(tmp_path / "model.safetensors", resolve(release_config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_unknown_variant(release, release_config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"variant": "flux_rgbd_9b_v3"}))
     with pytest.raises(ValueError, match=r"names the variant 'flux_rgbd_9b_v3'; did you mean 'flux_rgbd_9b_v"):
-        importing.import_weights(tmp_path, resolve(release_config), tmp_path / "run")
+        import_weights.import_weights(tmp_path, resolve(release_config), tmp_path / "run")
 
 
 def test_extra_tensors_are_reported(published, release_config, tmp_path, capsys):
     safetensors.numpy.save_file(dict(published) | {"lora.up": np.zeros(2, np.float32)}, tmp_path / "m.safetensors")
-    report, _ = importing.import_weights(tmp_path / "m.safetensors", resolve(release_config), tmp_path / "run")
+    report, _ = import_weights.import_weights(tmp_path / "m.safetensors", resolve(release_config), tmp_path / "run")
     assert report.left_over == ("lora.up",)
     assert "left over: lora.up" in capsys.readouterr().out
 
@@ -173,7 +174,7 @@ def test_extra_tensors_are_reported(published, release_config, tmp_path, capsys)
 def test_a_config_of_other_sizes(release, release_config, tmp_path):
     release_config["model"]["single_blocks"] = 2
     with pytest.raises(ValueError, match=r"single_blocks\.2"):
-        importing.import_weights(release / "official", resolve(release_config), tmp_path / "run")
+        import_weights.import_weights(release / "official", resolve(release_config), tmp_path / "run")
 
 
 def test_frozen_networks_that_do_not_fit(imported, release_config):
@@ -185,14 +186,14 @@ def test_frozen_networks_that_do_not_fit(imported, release_config):
         ("text.max_length=4", "length is 4"),
     ):
         with pytest.raises(ValueError, match=message):
-            mf_jax.pipeline.load(imported[0], overrides=[override]).sample("joint")
+            mf_jax.inference.pipeline.load(imported[0], overrides=[override]).sample("joint")
 
 
 def test_image_alone_is_the_text_to_image_model(base, release_config, release, tmp_path):
     """Bitwise, in the joint model as imported; a depth stream of pure noise beside it changes the image output."""
     del release_config["modalities"]["depth"]
     release_config["modes"] = dict(t2i=dict(probability=1.0))
-    importing.import_weights(release / "flux2.safetensors", resolve(release_config), tmp_path / "t2i")
+    import_weights.import_weights(release / "flux2.safetensors", resolve(release_config), tmp_path / "t2i")
     t2i, joint = Stored(tmp_path / "t2i"), Stored(base[0])
     keys = jax.random.split(jax.random.key(0), 3)
     x = {"image": jax.random.normal(keys[0], (4, 24, 16)), "depth": jax.random.normal(keys[1], (4, 24, 64))}

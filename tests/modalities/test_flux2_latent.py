@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mf_jax.modalities.base import build_modality
 from mf_jax.modalities.flux2_latent import Codec
-from mf_jax.modality import build_modality
 
 
 def test_tokens_are_latents_row_by_row():

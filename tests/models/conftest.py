@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mf_jax.interop import flux2, weights
+from mf_jax.models import flux2_weights, weight_table
 from mf_jax.models.flux2 import Flux2
 from mf_jax.models.stream import Stream
 
@@ -58,7 +58,7 @@ def official(goldens):
             guidance_embedding=sizes["use_guidance_embed"],
         )
         tensors = load_file(goldens / name / "model.safetensors")
-        params = weights.to_ours(tensors, flux2.table(model))
+        params = weight_table.to_ours(tensors, flux2_weights.table(model))
         grids = dict.fromkeys(("image", "depth"), (grid["img_height"], grid["img_width"]))
         return Official(goldens / name, model, params, tensors, grids)
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mf_jax.interop import autoencoder as published
-from mf_jax.interop import weights
-from mf_jax.interop.files import TensorFiles
+from mf_jax.models import autoencoder_weights as published
+from mf_jax.models import weight_table
 from mf_jax.models.autoencoder import (
     AutoencoderConfig,
     Decoder,
@@ -26,6 +25,7 @@ from mf_jax.models.autoencoder import (
     unpack,
 )
 from mf_jax.parallel import sharding
+from mf_jax.storage.safetensors_files import TensorFiles
 
 CONFIG = AutoencoderConfig(channels=32, multipliers=(1, 2, 1), blocks=1, latent=4)
 NETWORKS = {"encoder": Encoder, "decoder": Decoder}
@@ -56,7 +56,7 @@ def combined(goldens, split):
 
 @pytest.fixture(scope="module")
 def params(split):
-    return {part: weights.to_ours(split[part], published.table(CONFIG, part, combined=False)) for part in PARTS}
+    return {part: weight_table.to_ours(split[part], published.table(CONFIG, part, combined=False)) for part in PARTS}
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_read_where_it_belongs(goldens, params, part):
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), nn.unbox(boxed), layout
     )
-    jax.tree.map(np.testing.assert_array_equal, weights.read(files, abstract, found.table(part)), params[part])
+    jax.tree.map(np.testing.assert_array_equal, weight_table.read(files, abstract, found.table(part)), params[part])
     files.close()
 
 
@@ -210,7 +210,7 @@ def test_combined_file(combined, params):
     found = published.inspect(shapes(combined))
     assert found == published.Published(CONFIG, PARTS, combined=True)
     for part in PARTS:
-        jax.tree.map(np.testing.assert_array_equal, weights.to_ours(combined, found.table(part)), params[part])
+        jax.tree.map(np.testing.assert_array_equal, weight_table.to_ours(combined, found.table(part)), params[part])
 
 
 def test_export(params, split, combined):
@@ -252,10 +252,10 @@ def test_config_from_shapes(part, config):
     given = (1, 16, 16, 3) if part == "encoder" else (1, 1, 1, config.packed)
     x = jax.ShapeDtypeStruct(given, jnp.float32)
     boxed = jax.eval_shape(NETWORKS[part](config).init, jax.random.key(0), x)["params"]
-    ours = shapes(weights.flatten(nn.unbox(boxed)))
+    ours = shapes(weight_table.flatten(nn.unbox(boxed)))
     table = published.table(config, part, combined=False)
     assert {entry.ours for entry in table} == set(ours)
-    assert published.inspect(weights.shapes_there(ours, table)).config == config
+    assert published.inspect(weight_table.shapes_there(ours, table)).config == config
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mf_jax.interop import flux2, weights
+from mf_jax.models import flux2_weights, weight_table
 from mf_jax.models.flux2 import Flux2
 from mf_jax.models.layers import Dense, positions, rotary_table, sinusoid, text_positions
 from mf_jax.models.stream import Stream
@@ -180,7 +180,7 @@ def test_gradients_of_the_inputs(golden, result):
 def test_gradients_of_all_parameters(golden, result):
     """Norm and sum of each, under the official names and in the official layout."""
     theirs, (_, (gradient, *_)) = golden.arrays("forward_grads"), result
-    ours = weights.to_theirs(gradient, flux2.table(golden.model))
+    ours = weight_table.to_theirs(gradient, flux2_weights.table(golden.model))
     assert sorted(ours) == sorted(theirs["param_names"])
     for name, norm, total in zip(*(theirs[f"param_{kind}"] for kind in ("names", "grad_l2", "grad_sum")), strict=True):
         entries = ours[name].astype(np.float64)
@@ -204,7 +204,7 @@ def test_image_alone_is_the_model_without_depth(official):
     """Same outputs from the image's and the text's share of the parameters; and nothing else is read."""
     golden = official("dit_v2")
     alone = golden.model.clone(streams=golden.model.streams[:1])
-    share = weights.to_ours(golden.tensors, flux2.table(alone))
+    share = weight_table.to_ours(golden.tensors, flux2_weights.table(alone))
     x, t, text, _ = inputs_of(golden.arrays("forward"))
     x, t = {"image": x["image"]}, {"image": t["image"]}
     called = [
@@ -212,28 +212,28 @@ def test_image_alone_is_the_model_without_depth(official):
         for m, p in ((golden.model, golden.params), (alone, share))
     ]
     np.testing.assert_array_equal(*called)
-    names = set(weights.flatten(abstract_params(alone, text.shape[-1])))
-    assert names == set(weights.flatten(share)) and len(names) < len(weights.flatten(golden.params))
+    names = set(weight_table.flatten(abstract_params(alone, text.shape[-1])))
+    assert names == set(weight_table.flatten(share)) and len(names) < len(weight_table.flatten(golden.params))
 
 
 def test_a_published_image_model_is_part_of_one_with_depth(official):
     """Black Forest Labs' names have no prefix; what they hold is the image's and the text's share."""
     golden = official("dit_guidance")
-    image_alone = flux2.table(golden.model.clone(streams=golden.model.streams[:1]), prefix="")
-    file = {name: golden.tensors[f"dit.{name}"] for name in weights.plan(image_alone)}
-    part = flux2.published_part(golden.model, file)
+    image_alone = flux2_weights.table(golden.model.clone(streams=golden.model.streams[:1]), prefix="")
+    file = {name: golden.tensors[f"dit.{name}"] for name in weight_table.plan(image_alone)}
+    part = flux2_weights.published_part(golden.model, file)
     assert part == image_alone
-    assert {entry.ours for entry in part} < set(weights.flatten(golden.params))
-    assert flux2.published_part(golden.model, golden.tensors) == flux2.table(golden.model)
+    assert {entry.ours for entry in part} < set(weight_table.flatten(golden.params))
+    assert flux2_weights.published_part(golden.model, golden.tensors) == flux2_weights.table(golden.model)
 
 
 def test_a_release_without_mixing_loads_into_a_model_with_it(official):
     """Then the gates keep their fresh zeros."""
     golden = official("dit_v1")
     mixing = golden.model.clone(cross_mixing=True)
-    part = flux2.published_part(mixing, golden.tensors)
-    assert part == flux2.table(golden.model)
-    missing = {entry.ours for entry in flux2.table(mixing)} - {entry.ours for entry in part}
+    part = flux2_weights.published_part(mixing, golden.tensors)
+    assert part == flux2_weights.table(golden.model)
+    missing = {entry.ours for entry in flux2_weights.table(mixing)} - {entry.ours for entry in part}
     assert {path.split("/")[0] for path in missing} == {
         "gate_depth_to_image",
         "gate_image_to_depth",
@@ -244,16 +244,16 @@ def test_a_release_without_mixing_loads_into_a_model_with_it(official):
 
 def test_weights_of_a_file_and_back(golden):
     """The file's tensors exactly, each read once, and exactly what a fresh model has."""
-    table = flux2.table(golden.model)
-    assert len(golden.tensors) == TENSORS[golden.folder.name] == len(weights.plan(table))
-    back = weights.to_theirs(golden.params, table)
+    table = flux2_weights.table(golden.model)
+    assert len(golden.tensors) == TENSORS[golden.folder.name] == len(weight_table.plan(table))
+    back = weight_table.to_theirs(golden.params, table)
     assert sorted(back) == sorted(golden.tensors)
     for name, tensor in golden.tensors.items():
         np.testing.assert_array_equal(back[name], tensor, err_msg=name)
     text_channels = golden.arrays("forward")["ctx"].shape[-1]
-    fresh = weights.flatten(abstract_params(golden.model, text_channels))
+    fresh = weight_table.flatten(abstract_params(golden.model, text_channels))
     assert {name: leaf.shape for name, leaf in fresh.items()} == {
-        name: leaf.shape for name, leaf in weights.flatten(golden.params).items()
+        name: leaf.shape for name, leaf in weight_table.flatten(golden.params).items()
     }
 
 
@@ -264,9 +264,9 @@ def test_weights_of_a_file_and_back(golden):
 def test_size_of_the_released_variants(variant, streams, billions):
     """The release is called 12B, the FLUX.2 that it starts from 9B."""
     both = (Stream("image", 128, position=0, decoder_blocks=0), Stream("depth", 256, position=1, decoder_blocks=4))
-    model = Flux2(streams=both[:streams], **flux2.RELEASED, **flux2.VARIANTS[variant])
-    assert flux2.variant_of(model) == (variant if streams == 2 else None)
-    assert flux2.variant_of(model.clone(single_blocks=23)) is None
+    model = Flux2(streams=both[:streams], **flux2_weights.RELEASED, **flux2_weights.VARIANTS[variant])
+    assert flux2_weights.variant_of(model) == (variant if streams == 2 else None)
+    assert flux2_weights.variant_of(model.clone(single_blocks=23)) is None
     params = abstract_params(model, text_channels=12288)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     assert count / 1e9 == pytest.approx(billions, abs=1e-3 if streams == 2 else 5e-3)
@@ -307,6 +307,6 @@ def test_streams_and_files_that_are_not_published(official):
     model = official("dit_v1").model
     normals = dataclasses.replace(model.streams[1], name="normals")
     with pytest.raises(ValueError, match="no stream 'normals'"):
-        flux2.table(model.clone(streams=(model.streams[0], normals)))
+        flux2_weights.table(model.clone(streams=(model.streams[0], normals)))
     with pytest.raises(ValueError, match=r"neither dit.img_in.weight .* nor img_in.weight"):
-        flux2.published_part(model, {"transformer.img_in.weight"})
+        flux2_weights.published_part(model, {"transformer.img_in.weight"})

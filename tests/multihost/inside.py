@@ -15,13 +15,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
-from mf_jax import config as configs
-from mf_jax import initial, train_state
 from mf_jax.__main__ import _explain
-from mf_jax.checkpoint import Checkpoints, digest
+from mf_jax.checkpoint import initialize
+from mf_jax.checkpoint.manager import Checkpoints, digest
+from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.config import loading as configs
 from mf_jax.joint_model import build_model
-from mf_jax.parallel import distributed, place, sharding
-from mf_jax.stored import Stored
+from mf_jax.parallel import cluster, distributed, sharding
+from mf_jax.training import train_state
 
 
 def gathered(tree):
@@ -59,7 +60,7 @@ def main(where, config_file, workdirs):
         rows = [rows_arrive(list(order), axes) for order in orders for axes in ((8, 1), (2, 4))]
         config = configs.load(config_file, [f"init.checkpoint={workdirs[0]}"])
         source = Stored(workdirs[0])
-        params, _ = initial.params(build_model(config), config, mesh, source.params("ema", mesh))
+        params, _ = initialize.params(build_model(config), config, mesh, source.params("ema", mesh))
         source.close()
         found |= {"rows": rows, "initial": digest(gathered(params)), "devices": jax.device_count()}
         if jax.process_index() == 0:
@@ -74,4 +75,4 @@ if __name__ == "__main__":
     parser.add_argument("config")
     parser.add_argument("workdirs", nargs="+")
     given = parser.parse_args(sys.argv[1:])
-    main(place.find(None, given.coordinator, given.processes, given.process, None), given.config, given.workdirs)
+    main(cluster.find(None, given.coordinator, given.processes, given.process, None), given.config, given.workdirs)

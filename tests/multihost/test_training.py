@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from mf_jax import config as configs
-from mf_jax import initial
-from mf_jax.checkpoint import digest
+from mf_jax.checkpoint import initialize
+from mf_jax.checkpoint.manager import digest
+from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.config import loading as configs
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
-from mf_jax.stored import Stored
 
 RTOL = 2e-5
 STEPS = 12
@@ -93,6 +93,6 @@ def test_checkpoints_are_the_same_bits_on_either_side(two, one, start, digests, 
     config = configs.load(str(config_file), [f"init.checkpoint={two}"])
     mesh = sharding.make_mesh(sharding.MeshConfig(data=1))
     stored = Stored(two)
-    taken, _ = initial.params(build_model(config), config, mesh, stored.params("ema", mesh))
+    taken, _ = initialize.params(build_model(config), config, mesh, stored.params("ema", mesh))
     stored.close()
     assert digest(taken) == found["initial"]

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from mf_jax.parallel.cluster import Place
 from mf_jax.parallel.distributed import Missing, _gather, _report
-from mf_jax.parallel.place import Place
 
 
 def free_port():

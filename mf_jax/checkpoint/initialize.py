@@ -1,0 +1,123 @@
+"""Where the parameters of a new run come from: another run's checkpoint, parts of it twice, the rest from scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mf_jax.configurable import nearest
+from mf_jax.joint_model import JointModel
+from mf_jax.models.weight_table import flatten, nest
+from mf_jax.training import partition, train_state
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Attributes:
+    checkpoint: directory of a run, an import or an export that a new run starts from; "" starts from scratch. Arrays
+      are taken by path, where the shapes agree.
+    weights: "ema" or "params" of it; imports have one kind, which both mean.
+    clone: {path here: path there}: arrays under the first that the checkpoint lacks are copies of those under the
+      second. All others that it lacks are initialised as from scratch.
+    """
+
+    checkpoint: str = ""
+    weights: str = "ema"
+    clone: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("ema", "params"):
+            raise ValueError(f"init.weights is {self.weights!r}; it must be 'ema' or 'params'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origins:
+    """By path of each of our arrays, where it comes from. left_over: paths of the source that are not used."""
+
+    taken: dict[str, str]
+    cloned: dict[str, str]
+    fresh: tuple[str, ...]
+    left_over: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.taken)} arrays taken"]
+        lines += [f"cloned: {here} from {there}" for here, there in self.cloned.items()]
+        lines += [f"from scratch: {path}" for path in self.fresh]
+        lines += [f"left over: {path}" for path in self.left_over]
+        return "\n".join(lines)
+
+
+def origins(
+    wanted: Mapping[str, tuple[int, ...]], there: Mapping[str, tuple[int, ...]], clone: Mapping[str, str]
+) -> Origins:
+    """Which array comes from where, by the shapes of ours and theirs.
+
+    Raises:
+      ValueError: an array of the same path and another shape; a clone rule that matches nothing, or shapes that differ.
+    """
+    taken: dict[str, str] = {}
+    cloned: dict[str, str] = {}
+    fresh = []
+    used: set[str] = set()
+    for path, shape in wanted.items():
+        rule = next((rule for rule in clone if path == rule or path.startswith(f"{rule}/")), None)
+        if path in there:
+            if there[path] != shape:
+                raise ValueError(f"init.checkpoint has {path} of shape {there[path]}; this model's has {shape}")
+            taken[path] = path
+        elif rule is not None:
+            model = clone[rule] + path[len(rule) :]
+            if there.get(model) != shape:
+                raise ValueError(
+                    f"init.clone copies {model} to {path} of shape {shape}; the checkpoint has {there.get(model)} there"
+                )
+            cloned[path] = model
+            used.add(rule)
+        else:
+            fresh.append(path)
+    for rule in clone:
+        if rule not in used and not any(path == rule or path.startswith(f"{rule}/") for path in taken):
+            raise ValueError(f"init.clone names {rule!r}; {nearest(rule, wanted)}")
+    if not taken:
+        raise ValueError("init.checkpoint and this model have no array in common")
+    return Origins(taken, cloned, tuple(fresh), tuple(path for path in there if path not in taken))
+
+
+def params(
+    model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh, source: Mapping[str, Any]
+) -> tuple[Any, Origins]:
+    """All parameters of a new run, laid out on the mesh, and where they come from.
+
+    Args:
+      source: the parameters to start from, float32, laid out by the same rules.
+
+    Raises:
+      ValueError: as `origins`.
+    """
+    layout = flatten(train_state.layout_of_params(model, config, mesh))
+    given = flatten(source)
+    found = origins(
+        {path: leaf.shape for path, leaf in layout.items()},
+        {path: leaf.shape for path, leaf in given.items()},
+        config["init"]["clone"],
+    )
+    result = {path: given[there] for path, there in found.taken.items()}
+    result |= {path: given[there].copy() for path, there in found.cloned.items()}
+
+    def scratch() -> dict[str, jax.Array]:
+        all_of_them = flatten(nn.unbox(train_state.initial_params(model, config)))
+        return {path: all_of_them[path] for path in found.fresh}
+
+    result |= jax.jit(scratch, out_shardings={path: layout[path].sharding for path in found.fresh})()
+    return nest({path: jax.device_put(result[path], leaf.sharding) for path, leaf in layout.items()}), found
+
+
+def teacher(config: Mapping[str, Any], source: Mapping[str, Any]) -> Any:
+    """The parameters that the self-distillation teacher does not share with the student: those that are trained."""
+    known = flatten(source)
+    frozen = [prefix for prefix in config["train"]["freeze"] if any(path.startswith(prefix) for path in known)]
+    return partition.split(source, frozen)[0]

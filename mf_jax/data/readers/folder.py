@@ -1,0 +1,227 @@
+"""RGB-D frames in a folder: images and depth maps paired by their names.
+
+Legend: H, W height and width in pixels.
+"""
+
+import glob
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mf_jax.configurable import nearest
+from mf_jax.data.images import UnreadableFile, read_depth, read_image, read_mask
+
+
+class FolderSource:
+    """Records of one split of a folder of RGB-D frames.
+
+    A pattern is a path below `root` with one `*`, which matches within one name, as a shell's does; images and
+    depth maps whose `*` stand for the same text are a frame. Frames are sorted by that text, numbers as numbers.
+
+    Args:
+      split: which of `splits` to read.
+      root: the folder.
+      image: pattern of the images (8 bit), such as "frame-*.color.jpg" or "rgb/*.png".
+      depth: pattern of the depth maps: .png (16 bit, one channel), .npy or .npz. None: images alone, whose depth is
+        missing everywhere.
+      depth_scale: metres per unit of the depth files: 0.001 for millimetres, 1/256 for KITTI.
+      splits: frames of each split as a Python slice over the sorted frames: {"train": "0:200", "test": "200:"}.
+        Splits may overlap.
+      invalid: values of the depth files that mean missing. Anything not finite or not above 0 always does.
+      mask: pattern of mask files (.png or .npy) that are nonzero where depth may be used.
+      max_depth: metres beyond which depth counts as missing.
+      npz_key: the array's name in .npz files; not needed where a file holds one array.
+      intrinsics: (fx, fy, cx, cy) in pixels, or the path of a text file below `root` that holds these four
+        numbers or a 3x3 camera matrix.
+      captions: a pattern of text files, a .json file below `root` ({key or image path: caption}), or one
+        caption for all. A frame without a caption has "".
+      max_unreadable: how many broken files to pass over (see __getitem__) before giving up.
+
+    Raises:
+      ValueError: at construction for a folder that does not exist, a pattern without exactly one `*` or without
+        a match, an image without depth or mask, a split that is unknown or empty, intrinsics that cannot be
+        read. On reading a record for depth of another size than the image, for a depth file that is not 16 bit.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        root: str,
+        image: str,
+        depth: str | None = None,
+        depth_scale: float | None = None,
+        splits: Mapping[str, str],
+        invalid: Sequence[float] = (0, 65535),
+        mask: str | None = None,
+        max_depth: float | None = None,
+        npz_key: str | None = None,
+        intrinsics: str | Sequence[float] | None = None,
+        captions: str = "",
+        max_unreadable: int = 10,
+    ):
+        if depth is not None and depth_scale is None:
+            raise ValueError(f"source.depth is {depth!r} without source.depth_scale, the metres per unit of its files")
+        if depth_scale is not None and depth_scale <= 0:
+            raise ValueError(f"depth_scale is metres per unit and must be positive, got {depth_scale}")
+        self._root = Path(root)
+        if not self._root.is_dir():
+            raise ValueError(f"data folder {str(root)!r} does not exist")
+        images = _match(self._root, "image", image)
+        self._images = images
+        self._depths = _paired(images, _match(self._root, "depth", depth), "depth", depth) if depth else {}
+        self._masks = _paired(images, _match(self._root, "mask", mask), "mask", mask) if mask else {}
+        frames = sorted(images, key=_natural)
+        self._frames = frames[_split_slice(split, splits)]
+        if not self._frames:
+            raise ValueError(f"split {split!r} = {splits[split]!r} is empty: {str(root)!r} has {len(frames)} frames")
+        self._prefix = Path(image).name.split("*")[0] if "*" in Path(image).name else ""
+        self._depth_scale = depth_scale
+        self._invalid = tuple(invalid)
+        self._max_depth = max_depth
+        self._npz_key = npz_key
+        self._intrinsics = _intrinsics(self._root, intrinsics)
+        self._captions = _captions(self._root, captions, images, self._prefix)
+        self.max_unreadable = max_unreadable
+        with suppress(UnreadableFile):
+            self._read(0)  # a wrong format shows here, not in a worker
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def path(self, index: int) -> str:
+        """The image file of record `index`, for messages."""
+        return str(self._images[self._frames[index]])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Record `index` of the data contract.
+
+        A record whose files cannot be read (truncated, corrupt) is replaced by the next one that can;
+        `skipped` says how many were passed over. Which record comes depends only on index and files.
+
+        Raises:
+          ValueError: more than max_unreadable files in a row cannot be read, or a file is not what was declared.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        problems = []
+        while len(problems) <= min(self.max_unreadable, len(self) - 1):
+            try:
+                record = self._read((index + len(problems)) % len(self))
+            except UnreadableFile as error:
+                problems.append(error)
+                continue
+            return record | {"skipped": len(problems)}
+        raise ValueError(f"{len(problems)} unreadable files in a row; the first is {problems[0]}")
+
+    def _read(self, index: int) -> dict[str, Any]:
+        frame = self._frames[index]
+        image_HW3 = read_image(self._images[frame])
+        size = image_HW3.shape[:2]
+        values_HW = read_depth(self._depths[frame], self._npz_key) if self._depths else np.zeros(size, np.float32)
+        mask_HW = read_mask(self._masks[frame]) if self._masks else np.ones(values_HW.shape, bool)
+        for path, array in ((self._depths.get(frame), values_HW), (self._masks.get(frame), mask_HW)):
+            if array.shape != image_HW3.shape[:2]:
+                raise ValueError(
+                    f"{path} is {array.shape[1]}x{array.shape[0]}, its image {self._images[frame]} is "
+                    f"{image_HW3.shape[1]}x{image_HW3.shape[0]}: they must be registered, pixel on pixel"
+                )
+        depth_HW = values_HW.astype(np.float32) * np.float32(self._depth_scale or 1.0)
+        valid_HW = mask_HW & np.isfinite(depth_HW) & (depth_HW > 0) & ~np.isin(values_HW, self._invalid)
+        if self._max_depth is not None:
+            valid_HW &= depth_HW <= self._max_depth
+        return {
+            "image": image_HW3,
+            "depth": np.where(valid_HW, depth_HW, np.float32(0)),
+            "valid": valid_HW,
+            "caption": self._captions.get(frame, ""),
+            "key": self._prefix + frame,
+            "intrinsics": self._intrinsics.copy(),
+            "skipped": 0,
+        }
+
+
+def _natural(text: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
+
+
+def _match(root: Path, name: str, pattern: str) -> dict[str, Path]:
+    """Files below root that match the pattern, by what their `*` stands for."""
+    if pattern.count("*") != 1:
+        raise ValueError(f"{name}={pattern!r} must have exactly one *, the part that pairs images and depth")
+    expression = re.compile("([^/]+)".join(re.escape(part) for part in pattern.split("*")))
+    glob_pattern = "*".join(glob.escape(part) for part in pattern.split("*"))
+    found = {}
+    for path in root.glob(glob_pattern):
+        matched = expression.fullmatch(path.relative_to(root).as_posix())
+        if matched and not path.name.startswith("."):
+            found[matched[1]] = path
+    if not found:
+        raise ValueError(f"no file in {str(root)!r} matches {name}={pattern!r}")
+    return found
+
+
+def _paired(images: dict[str, Path], others: dict[str, Path], name: str, pattern: str) -> dict[str, Path]:
+    lonely = sorted((frame for frame in images if frame not in others), key=_natural)
+    if lonely:
+        shown = ", ".join(str(images[frame]) for frame in lonely[:3])
+        raise ValueError(f"{len(lonely)} of {len(images)} images have no {name} ({name}={pattern!r}): {shown}")
+    return others
+
+
+def _split_slice(split: str, splits: Mapping[str, str]) -> slice:
+    if split not in splits:
+        raise ValueError(f"splits has no {split!r}; {nearest(split, splits)}. Add splits.{split} = 'start:stop'")
+    parts = re.fullmatch(r"(-?\d+)?:(-?\d+)?(?::(-?[1-9]\d*)?)?", str(splits[split]).replace(" ", ""))
+    if not parts:
+        raise ValueError(f"splits.{split}={splits[split]!r} is not a slice such as '0:200', ':-50' or '::10'")
+    return slice(*(int(part) if part else None for part in parts.groups()))
+
+
+def _intrinsics(root: Path, given: str | Sequence[float] | None) -> np.ndarray:
+    """(4,) float32 fx, fy, cx, cy in pixels, NaN if unknown."""
+    if given is None:
+        return np.full(4, np.nan, np.float32)
+    source = given
+    if isinstance(given, str):
+        source = root / given
+        if not source.is_file():
+            raise ValueError(f"intrinsics file {str(source)!r} does not exist")
+        given = source.read_text().replace(",", " ").split()
+    try:
+        numbers = np.array(given, np.float32).ravel()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"intrinsics {source!s}: {error}") from error
+    if numbers.size == 9:
+        numbers = numbers[[0, 4, 2, 5]]
+    if numbers.size != 4 or not np.isfinite(numbers).all() or (numbers[:2] <= 0).any():
+        raise ValueError(f"intrinsics {source!s} must be fx fy cx cy or a 3x3 matrix in pixels, got {numbers}")
+    return numbers
+
+
+def _captions(root: Path, given: str, images: dict[str, Path], prefix: str) -> dict[str, str]:
+    if "*" in given:
+        files = _match(root, "captions", given)
+        found = {frame: files[frame].read_text(encoding="utf-8").strip() for frame in images if frame in files}
+    elif given.endswith(".json"):
+        try:
+            texts = json.loads((root / given).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"captions file {str(root / given)!r} cannot be read: {error}") from error
+        if not isinstance(texts, dict):
+            raise ValueError(f"captions file {str(root / given)!r} must hold an object of key: caption")
+        found = {}
+        for frame, path in images.items():
+            for name in (prefix + frame, frame, path.relative_to(root).as_posix()):
+                if name in texts:
+                    found[frame] = str(texts[name])
+    else:
+        return dict.fromkeys(images, given)
+    if not found:
+        raise ValueError(f"captions={given!r} in {str(root)!r} names none of the {len(images)} images")
+    return found

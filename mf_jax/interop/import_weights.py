@@ -1,0 +1,85 @@
+"""The `import` verb: published weights as a checkpoint that `init.checkpoint`, `sample` and `export` take.
+
+Tensors are read one part at a time, each device's share for that device alone. What the file lacks and the model has
+(the depth stream, where the file is a text-to-image model) is cloned as `init.clone` says or made from scratch.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mf_jax.checkpoint import initialize, layouts
+from mf_jax.checkpoint.manager import CheckpointConfig, Checkpoints
+from mf_jax.config import loading as configs
+from mf_jax.configurable import build, nearest
+from mf_jax.joint_model import build_model
+from mf_jax.models.flux2_weights import VARIANTS
+from mf_jax.models.weight_table import Report, check, flatten, nest, read
+from mf_jax.parallel import sharding
+from mf_jax.storage.safetensors_files import TensorFiles
+from mf_jax.training import partition, train_state
+
+
+def import_weights(
+    source: str | pathlib.Path, config: Mapping[str, Any], workdir: str | pathlib.Path
+) -> tuple[Report, initialize.Origins]:
+    """Writes checkpoint 0 in `workdir` and prints what became of every tensor and of every array.
+
+    Args:
+      source: a safetensors file or a directory: FLUX.2 as Black Forest Labs publish it, or the official Modality
+        Forcing model. config: resolved, of the model to make. workdir: a new directory.
+
+    Raises:
+      ValueError: a file that is not of such a model, a missing or mis-shaped tensor, a config that it does not fit, a
+        workdir with a checkpoint.
+    """
+    workdir = pathlib.Path(workdir)
+    if (workdir / "checkpoints").exists():
+        raise ValueError(f"{workdir} has checkpoints; give a new --workdir")
+    mesh = sharding.make_mesh(build(sharding.MeshConfig, config["mesh"], "mesh"))
+    model = build_model(config)
+    _check_variant(pathlib.Path(source))
+    files = TensorFiles(source)
+    table = layouts.published_table(model, files)
+    wanted = flatten(train_state.layout_of_params(model, config, mesh))
+    foreign = [entry for entry in table if entry.ours not in wanted]
+    if foreign:
+        raise ValueError(
+            f"{source} has {foreign[0].names()[-1]}, for which the config's model has no place ({foreign[0].ours})"
+        )
+    for entry in table:
+        if entry.layers is not None and (more := entry.theirs.format(i=entry.layers)) in files:
+            raise ValueError(f"{source} has {more}; the config's model has {entry.layers} such blocks ({entry.ours})")
+    report = check(files, {path: leaf.shape for path, leaf in wanted.items()}, table)
+    given = read(files, nest({entry.ours: wanted[entry.ours] for entry in table}), table)
+    files.close()
+    params, origins = initialize.params(model, config, mesh, given)
+    trained, frozen = partition.split(params, config["train"]["freeze"])
+    checkpoints = Checkpoints(workdir / "checkpoints", CheckpointConfig())
+    checkpoints.save(0, {"params": trained, "frozen": frozen}, {}, configs.to_dict(config))
+    checkpoints.close()
+    print(f"{len(report.mapped)} tensors read into {len(table)} arrays")
+    for name in report.left_over:
+        print(f"left over: {name}")
+    for here, there in origins.cloned.items():
+        print(f"cloned: {here} from {there}")
+    for path in origins.fresh:
+        print(f"from scratch: {path}")
+    print(workdir)
+    return report, origins
+
+
+def _check_variant(source: pathlib.Path) -> None:
+    """ValueError if the release's config.json beside the tensors names a variant that is not known."""
+    path = source / "config.json"
+    if not path.is_file():
+        return
+    try:
+        variant = json.loads(path.read_text()).get("variant")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from None
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(f"{path} names the variant {variant!r}; {nearest(str(variant), VARIANTS)}")

@@ -1,0 +1,237 @@
+"""The text side of a model: how a prompt becomes ids, and ids become features that the backbone attends to.
+
+`kind` in the config's section `text` chooses; its other keys are the fields of the class.
+
+Legend: B batch, L text ids, M text tokens, D feature channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mf_jax.configurable import check_at_least
+from mf_jax.data.tokenizer import ByteTokenizer, Qwen3Tokenizer, UMT5Tokenizer
+from mf_jax.models import frozen, frozen_flops, weight_table
+from mf_jax.models.frozen import FrozenNetwork
+from mf_jax.models.frozen_flops import FrozenFlops
+from mf_jax.models.text import qwen3_weights as qwen3_names
+from mf_jax.models.text import umt5_weights as umt5_names
+from mf_jax.models.text.byte import ByteTextEncoder
+from mf_jax.models.text.qwen3 import Qwen3, Qwen3Config
+from mf_jax.models.text.umt5 import UMT5Config, UMT5Encoder
+from mf_jax.models.weight_table import Entry
+from mf_jax.storage.safetensors_files import TensorFiles
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteText:
+    """A tiny encoder over bytes, trained with the model: up to `max_bytes`, `group` bytes a token, `width` channels."""
+
+    max_bytes: int = 96
+    group: int = 8
+    width: int = 128
+
+    def __post_init__(self) -> None:
+        check_at_least("text", self, max_bytes=1, group=1, width=1)
+        for name, value in (("max_bytes", self.max_bytes), ("width", self.width)):
+            if value % self.group:
+                raise ValueError(f"text.{name} is {value}; it must be a multiple of text.group, {self.group}")
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.max_bytes
+
+    @property
+    def tokens(self) -> int:
+        """M."""
+        return self.max_bytes // self.group
+
+    @property
+    def channels(self) -> int:
+        """D."""
+        return self.width
+
+    def tokenizer(self) -> ByteTokenizer:
+        return ByteTokenizer(self.max_bytes)
+
+    def encoder(self, dtype: jnp.dtype) -> nn.Module | None:
+        """The module that is trained with the model, ids to features; None for a frozen encoder."""
+        return ByteTextEncoder(self.group, self.width, dtype)
+
+    def network(self, dtype: jnp.dtype) -> FrozenNetwork | None:
+        """The frozen encoder, None for one that is trained."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenText:
+    """A published text encoder, never trained.
+
+    Attributes:
+      checkpoint: its directory: config.json, tokenizer.json and safetensors.
+      max_length: L, the ids that every prompt is padded to.
+      width: D; it must be what the published encoder makes.
+    """
+
+    checkpoint: str = ""
+    max_length: int = 512
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least("text", self, max_length=1, width=1)
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.max_length
+
+    @property
+    def tokens(self) -> int:
+        """M."""
+        return self.max_length
+
+    @property
+    def channels(self) -> int:
+        """D."""
+        return self.width
+
+    @property
+    def folder(self) -> Path:
+        if not self.checkpoint:
+            raise ValueError("the config has no text encoder; set text.checkpoint to the directory of a published one")
+        return Path(self.checkpoint)
+
+    def encoder(self, dtype: jnp.dtype) -> nn.Module | None:
+        """None: nothing of it is trained."""
+        return None
+
+    def network(self, dtype: jnp.dtype) -> FrozenNetwork | None:
+        return TextNetwork(self, dtype)
+
+    def _sizes(self, kind: Any, published: Any, name: str) -> tuple[Any, str]:
+        """The encoder's config, and where it comes from: config.json, or without one the published encoder `name`.
+
+        Raises:
+          ValueError: there is no config.json, and `width` is not that of the published encoder.
+        """
+        if self.checkpoint and (file := self.folder / "config.json").is_file():
+            return kind.from_json(file), str(file)
+        missing = f"there is no config.json in text.checkpoint {self.checkpoint!r}"
+        if self.width != type(self).width:
+            raise ValueError(missing)
+        return published, f"sizes of {name}, as {missing}"
+
+    def sizes(self, published: bool) -> Any:
+        """Those in the checkpoint's config.json, or those of the published encoder."""
+        return self.PUBLISHED if published else type(self.PUBLISHED).from_json(self.folder / "config.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3Text(FrozenText):
+    """Qwen3 as FLUX.2 reads it. layers: whose states are joined on the channels."""
+
+    PUBLISHED: ClassVar[Qwen3Config] = frozen_flops.QWEN3_8B
+    width: int = 12288
+    layers: tuple[int, ...] = (9, 18, 27)
+
+    def tokenizer(self) -> Qwen3Tokenizer:
+        return Qwen3Tokenizer(self.folder, self.max_length)
+
+    def module(self, config: Qwen3Config, dtype: jnp.dtype) -> tuple[nn.Module, int]:
+        """The module, and its features per token."""
+        return Qwen3(config, self.layers, dtype), config.hidden_size * len(self.layers)
+
+    def flops(self) -> FrozenFlops:
+        """Of one text, see FrozenNetwork.flops."""
+        config, source = self._sizes(Qwen3Config, frozen_flops.QWEN3_8B, "Qwen3-8B")
+        return FrozenFlops(frozen_flops.qwen3(config, self.layers[-1], self.max_length), 0, source)
+
+    def table(self, module: nn.Module, files: TensorFiles) -> list[Entry]:
+        return qwen3_names.table(module)
+
+
+@dataclasses.dataclass(frozen=True)
+class UMT5Text(FrozenText):
+    """The encoder of UMT5, as the from-scratch family reads it."""
+
+    PUBLISHED: ClassVar[UMT5Config] = frozen_flops.UMT5_XXL
+    width: int = 4096
+
+    def tokenizer(self) -> UMT5Tokenizer:
+        return UMT5Tokenizer(self.folder, self.max_length)
+
+    def module(self, config: UMT5Config, dtype: jnp.dtype) -> tuple[nn.Module, int]:
+        """The module, and its features per token."""
+        return UMT5Encoder(config, dtype), config.d_model
+
+    def flops(self) -> FrozenFlops:
+        """Of one text, see FrozenNetwork.flops."""
+        config, source = self._sizes(UMT5Config, frozen_flops.UMT5_XXL, "UMT5-XXL")
+        return FrozenFlops(frozen_flops.umt5(config, self.max_length), 0, source)
+
+    def table(self, module: nn.Module, files: TensorFiles) -> list[Entry]:
+        return umt5_names.table(module, files)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextNetwork:
+    """A frozen text encoder: text_ids, text_mask (B, L) to text_features (B, M, D) in the dtype of the compute.
+
+    Attributes: published: it has the sizes of the published encoder, whatever the checkpoint's; see `as_published`.
+    """
+
+    text: Qwen3Text | UMT5Text
+    dtype: jnp.dtype
+    published: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("text_ids", "text_mask")
+
+    @functools.cached_property
+    def _module(self) -> nn.Module:
+        module, width = self.text.module(self.text.sizes(self.published), self.dtype)
+        if width != self.text.width:
+            raise ValueError(
+                f"the encoder in {self.text.folder} makes {width} features; text.width is {self.text.width}"
+            )
+        return module
+
+    def abstract(self, mesh: jax.sharding.Mesh | None) -> Any:
+        ids = jax.ShapeDtypeStruct((1, self.text.length), jnp.int32)
+        mask = jax.ShapeDtypeStruct(ids.shape, bool)
+        return frozen.abstract(self._module, mesh, self.dtype, ids, mask)
+
+    def as_published(self) -> TextNetwork | None:
+        there = self.text.checkpoint and Path(self.text.checkpoint).is_dir()
+        return None if there else dataclasses.replace(self, published=True)
+
+    def load(self, mesh: jax.sharding.Mesh | None) -> Any:
+        """Parameters in the dtype of the compute."""
+        if (ids := self.text.tokenizer().vocab_size) > self._module.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer in {self.text.folder} has {ids} ids, its encoder {self._module.config.vocab_size}: "
+                "they are not of one checkpoint"
+            )
+        files = TensorFiles(self.text.folder)
+        result = weight_table.read(files, self.abstract(mesh), self.text.table(self._module, files))
+        files.close()
+        return result
+
+    def encode(self, params: Any, batch: frozen.Batch) -> frozen.Batch:
+        features = self._module.apply({"params": params}, batch["text_ids"], batch["text_mask"])
+        return {"text_features": features}
+
+    def flops(self, resolution: tuple[int, int]) -> FrozenFlops:
+        return self.text.flops()
+
+
+KINDS: dict[str, Any] = {"byte": ByteText, "qwen3": Qwen3Text, "umt5": UMT5Text}

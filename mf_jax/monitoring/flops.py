@@ -1,0 +1,224 @@
+"""FLOPs of a training step by formula, 2 per multiply-add, attention counted in full; and the peaks of known devices.
+
+Counted are the matrix products: projections, attention scores and values, feed-forward, token inputs and outputs.
+Left out are norms, softmax, rotary embedding, and what has no token axis (noise-level embedders, modulation).
+
+Model FLOPs (MFU) are what the step has to compute. Hardware FLOPs (HFU) are what the device computes in its matrix
+products: those, what remat computes again, and the frozen networks. Attention kernels that never write the scores out
+compute them again inside their backward pass; that is in neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mf_jax.configurable import build
+from mf_jax.joint_model import JointModel
+from mf_jax.models.flux2 import Flux2
+from mf_jax.models.weight_table import flatten
+from mf_jax.training import partition
+from mf_jax.training.train_step import ObjectiveConfig
+
+# Dense bf16 peak, FLOP/s, by jax's device_kind, of what jax counts as one device. By the vendors' data sheets:
+# cloud.google.com/tpu/docs (a chip of v4 and v5p is one device, one of 7x is two) and the NVIDIA A100, H100, H200 and
+# HGX B200 / GB200 NVL72 data sheets, whose figures with sparsity are halved.
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA GH200 480GB": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GB200": 2500e12,
+}
+
+# What a remat preset decides on, and what the backward pass computes again under it (models/remat.py).
+IN = "q k v gate up"  # a block's products with parameters, but for
+OUT = "attention_out mlp_down"
+SCORES = "scores"
+VALUES = "values"  # scores times values: what an attention kernel returns
+RECOMPUTED = {
+    "none": (),
+    "full": (IN, OUT, SCORES, VALUES),
+    "attention_mlp": (IN, SCORES),
+    "dots": (SCORES, VALUES),
+    "offload": (IN, SCORES),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Matrix products of one kind.
+
+    Attributes:
+      path: of the parameters that they are with, "backbone/trunk/q"; for attention, of the stack of blocks.
+      flops: forward, of one example.
+      kind: IN, OUT, SCORES, VALUES; "" outside of the blocks.
+    """
+
+    path: str
+    flops: int
+    kind: str = ""
+
+    @property
+    def has_parameters(self) -> bool:
+        return self.kind not in (SCORES, VALUES)
+
+
+def _projections(path: str, blocks: int, tokens: int, width: int, heads: int, kv_heads: int, mlp: int) -> list[Part]:
+    """The products with parameters in a stack of blocks, for one stream."""
+    kv_width = width // heads * kv_heads
+    sizes = {"q": width, "k": kv_width, "v": kv_width, "mlp_gate": mlp, "mlp_up": mlp}
+    outputs = {"attention_out": width, "mlp_down": mlp}
+    into = [Part(f"{path}/{name}", 2 * blocks * tokens * width * size, IN) for name, size in sizes.items()]
+    return into + [Part(f"{path}/{name}", 2 * blocks * tokens * size * width, OUT) for name, size in outputs.items()]
+
+
+def _attention(path: str, blocks: int, tokens: int, width: int) -> list[Part]:
+    """Attention of all tokens to all in a stack of blocks whose heads have `width` channels together."""
+    return [Part(path, 2 * blocks * tokens**2 * width, kind) for kind in (SCORES, VALUES)]
+
+
+def parts(model: JointModel) -> list[Part]:
+    """The model with all its modalities."""
+    net = model.backbone
+    text = model.text.tokens
+    tokens = {name: rows * columns for name, (rows, columns) in model.grids.items()}
+    total = text + sum(tokens.values())
+    kv_heads = net.heads if isinstance(net, Flux2) else net.kv_heads
+    shape = (net.width, net.heads, kv_heads, int(net.width * net.mlp_ratio))
+
+    def stack(path: str, blocks: int, count: int) -> list[Part]:
+        return _projections(path, blocks, count, *shape) + _attention(path, blocks, count, net.width)
+
+    found = [Part("backbone/text_in", 2 * text * model.text.channels * net.width)]
+    if model.text_encoder is not None:
+        found.append(Part("text/join", 2 * text * model.text.channels**2))
+    if isinstance(net, Flux2):
+        for name, count in {"text": text, **tokens}.items():
+            found += _projections(f"backbone/double/{name}", net.double_blocks, count, *shape)
+        found += _attention("backbone/double", net.double_blocks, total, net.width)
+        found += stack("backbone/single", net.single_blocks, total)
+    else:
+        found += stack("backbone/trunk", net.layers, total)
+    for name, modality in model.modalities.items():
+        ends = 2 * tokens[name] * modality.codec.channels * net.width
+        found += [Part(f"backbone/{name}_in", ends), Part(f"backbone/{name}_out", ends)]
+        if modality.decoder_blocks:
+            found += stack(f"backbone/{name}_decoder", modality.decoder_blocks, tokens[name])
+    return found
+
+
+def forward_flops(model: JointModel) -> int:
+    """Forward FLOPs of one example with all modalities."""
+    return sum(part.flops for part in parts(model))
+
+
+def teacher_flops(model: JointModel) -> int:
+    """Forward FLOPs of the self-distillation teacher for one example: the model with its leading modality alone."""
+    alone = {model.leading: model.modalities[model.leading]}
+    return forward_flops(dataclasses.replace(model, modalities=alone))
+
+
+def step_flops(model: JointModel, config: Mapping[str, Any]) -> int:
+    """Model FLOPs of one training step of a resolved config.
+
+    The backward pass costs the forward's products twice, once for the inputs and once for the parameters (attention:
+    for both of its factors). Left out are the gradients of parameters that are frozen, and of inputs before which
+    nothing is trained: the data, and whole stacks where all that is trained comes after them. The teacher of
+    self-distillation counts with its forward pass. The frozen networks are not part of the model.
+    """
+    example = teacher_flops(model) if distills(config) else 0
+    example += sum(part.flops * (1 + times) for part, times in _backward(model, config["train"]["freeze"]))
+    return config["train"]["batch"] * example
+
+
+def hardware_flops(model: JointModel, config: Mapping[str, Any]) -> int:
+    """FLOPs of the matrix products that the device computes in one training step of a resolved config.
+
+    Those of `step_flops`, what `model.remat` computes again, and the forward passes of the frozen networks in
+    `model.networks`: leave out those whose results come with the batch.
+
+    Raises:
+      ValueError: the sizes of a frozen network are not known.
+    """
+    again = _recomputed(config["model"]["remat"], model.backbone.attention)
+    backward = _backward(model, config["train"]["freeze"])
+    example = sum(part.flops for part, times in backward if times and part.kind in again)
+    example += sum(network.flops(model.resolution).encode for network in model.networks.values())
+    return step_flops(model, config) + config["train"]["batch"] * example
+
+
+def _recomputed(preset: str, kernel: str) -> set[str]:
+    """What a block computes again in the backward pass, besides what an attention kernel does within its own."""
+    again = set(RECOMPUTED[preset])
+    if kernel.startswith("splash") and VALUES not in again:
+        again.discard(SCORES)  # the kernel's result and the sums of its softmax are kept: nothing is left to run
+    if kernel == "cudnn" and SCORES in again:
+        again.add(VALUES)  # the sums of the softmax are not kept, and only the whole kernel makes them
+    return again
+
+
+def _backward(model: JointModel, frozen: tuple[str, ...]) -> list[tuple[Part, int]]:
+    """Every part, and how many times its forward products the backward pass costs: 0, 1 or 2.
+
+    Args:
+      frozen: train.freeze.
+    """
+    first = 0 if model.text_encoder is not None else 1
+    if frozen:
+        params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
+        first = min(_stage(path) for path in flatten(partition.split(params, frozen)[0]))
+    data = [f"backbone/{name}_in" for name in model.modalities]
+    result = []
+    for part in parts(model):
+        stage = _stage(part.path)
+        # Within the stage where training starts, all but the first block have something trained before them.
+        to_inputs = part.path not in data and (stage > first or (stage == first and bool(part.kind or stage == 0)))
+        trained = not any(f"{part.path}/".startswith(f"{path}/") for path in frozen)
+        result.append((part, to_inputs + (to_inputs if not part.has_parameters else trained)))
+    return result
+
+
+def _stage(path: str) -> int:
+    """Where parameters come into the computation: gradients reach back to the first stage that has trained ones."""
+    top, name = path.split("/")[:2]
+    if top == "text":
+        return 0
+    if name == "double" or name.endswith("_double_modulation"):
+        return 2
+    if name.endswith(("_decoder", "_decoder_modulation")):
+        return 4
+    if name.endswith(("_out", "_out_norm", "_out_modulation")):
+        return 5
+    if name in ("trunk", "single") or name.endswith("_modulation"):
+        return 3
+    return 1  # text_in, the modalities' _in, noise-level embedders
+
+
+def distills(config: Mapping[str, Any]) -> bool:
+    return build(ObjectiveConfig, config["objective"], "objective").distills
+
+
+def peak_flops() -> float | None:
+    """Peak of all devices together, FLOP/s; None where it is not known (CPUs, unlisted chips)."""
+    peak = PEAKS.get(jax.devices()[0].device_kind)
+    return peak * jax.device_count() if peak else None

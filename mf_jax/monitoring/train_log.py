@@ -1,0 +1,126 @@
+"""What a run reports while it trains: progress bar, metrics.jsonl and TensorBoard, slow steps, where the time goes.
+
+The host never waits for the step that it has just started. A thread fetches the metrics of each step as soon as the
+device has them and notes the time; they are read when the next step has been started.
+
+Where there are several processes, one writes; the times and waits in the files are its own. Every process checks the
+metrics and logs the steps that are slow for it with what it was waiting for, on its own stderr: so the one that keeps
+the others waiting can be found, and no process asks another.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from tqdm import tqdm
+
+from mf_jax.joint_model import JointModel
+from mf_jax.monitoring import flops, metrics
+from mf_jax.monitoring.goodput import DATA, Goodput, Span
+from mf_jax.monitoring.step_times import StepTimes
+
+
+class Log:
+    """The log of one start of a run, which begins after step `start`."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        model: JointModel,
+        config: Mapping[str, Any],
+        start: int,
+        goodput: Goodput,
+        writes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """writes: whether this process writes files and prints; another only watches."""
+        self._every = config["train"]["log_every"]
+        self._steps = config["train"]["steps"]
+        self._batch = config["train"]["batch"]
+        self._flops = flops.step_flops(model, config)
+        self._peak = flops.peak_flops()
+        self._hardware_flops = flops.hardware_flops(model, config) if self._peak else 0
+        self._last = start
+        self._goodput = goodput
+        self._clock = clock
+        self._times = StepTimes()
+        self._spans: list[Span] = []
+        self._fetcher = concurrent.futures.ThreadPoolExecutor(1, "metrics")
+        self._pending: tuple[int, concurrent.futures.Future, list[Span]] | None = None
+        self._interval = metrics.Interval(tuple(model.modes))
+        self._writer = metrics.Writer(workdir, start) if writes else None
+        self._bar = tqdm(
+            total=config["train"]["steps"], initial=start, unit="step", dynamic_ncols=True, file=sys.stdout,
+            mininterval=1.0 if sys.stdout.isatty() else 15.0, disable=not writes,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def waiting(self, kind: str) -> Iterator[None]:
+        """Notes that the host waits, before the step that it starts next: goodput.DATA or CHECKPOINT."""
+        begin = self._clock()
+        yield
+        self._spans.append((kind, begin, self._clock()))
+
+    def started(self, step: int, step_metrics: Any) -> None:
+        """A step is on its way; reads the metrics of the one before. Raises NotFinite."""
+        entry = (step, self._fetcher.submit(self._fetch, step_metrics), self._spans)
+        self._spans = []
+        self.read()
+        self._pending = entry
+
+    def read(self) -> None:
+        """Waits for the metrics of the last step that was started, if they are not read yet. Raises NotFinite."""
+        if self._pending is None:
+            return
+        step, future, spans = self._pending
+        self._pending = None
+        step_metrics, arrived = future.result()
+        waits = {kind: end - begin for kind, begin, end in spans}
+        self._goodput.step(step, arrived, spans)
+        if warning := self._times.add(step, arrived, waits):
+            logging.warning("%s", warning)
+        self._interval.add(step, step_metrics, data_wait_seconds=waits.get(DATA, 0.0))
+        if step % self._every == 0 or step == self._steps:
+            self._write(step)
+        self._bar.update(1)
+
+    def _fetch(self, step_metrics: Any) -> tuple[Any, float]:
+        return jax.device_get(step_metrics), self._clock()
+
+    def _write(self, step: int) -> None:
+        values = self._interval.read() | self._times.read() | self._goodput.shares()
+        if self._writer is None:
+            return
+        speed = (step - self._last) / values["seconds"]
+        values |= {
+            "images_per_second": speed * self._batch,
+            "tflops_per_second": speed * self._flops / 1e12,
+            "tflops_per_second_per_device": speed * self._flops / 1e12 / jax.device_count(),
+        }
+        if self._peak:
+            values |= {"mfu": speed * self._flops / self._peak, "hfu": speed * self._hardware_flops / self._peak}
+        self._last = step
+        self._writer.write(step, values)
+        self._goodput.save()
+        self._bar.set_postfix(
+            {"loss": f"{values['loss']:.4f}", "images/s": f"{values['images_per_second']:.0f}"}, refresh=False
+        )
+
+    def close(self) -> None:
+        """Prints where the time went. What has been waited for since the last step counts."""
+        for kind, _, end in self._spans:
+            self._goodput.spend(kind, end)
+        self._fetcher.shutdown()
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._goodput.save()
+            print(self._goodput.table())

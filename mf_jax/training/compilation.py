@@ -1,0 +1,60 @@
+"""Compiling the train step: once, kept on disk for the next start, and written out for people to read."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from mf_jax.storage import atomic_file
+
+
+@contextlib.contextmanager
+def persistent_cache(given: str, default: pathlib.Path) -> Iterator[None]:
+    """jax keeps what it compiles in a directory and takes from there what it has compiled before.
+
+    jax keys the entries by program, devices (a CPU's instruction set), version, flags and the directory's own path, so
+    runs and machines may share a directory, under one path. Of several processes the first writes.
+
+    Args:
+      given: the directory; "": the one that jax has been told already (JAX_COMPILATION_CACHE_DIR), else `default`.
+    """
+    before = jax.config.jax_compilation_cache_dir
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    if before and not given:
+        yield
+        return
+    directory = given or str(default)
+    if "://" not in directory:
+        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+        directory = str(pathlib.Path(directory).absolute())
+    try:
+        _use(directory, 0.0)
+        yield
+    finally:
+        _use(before, least)
+
+
+def _use(directory: str | None, least_seconds: float) -> None:
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
+    compilation_cache.reset_cache()  # a process that compiled before has settled on the directory of then
+
+
+def compile_step(step_fn: Any, arguments: tuple[Any, ...], dump: pathlib.Path | None) -> jax.stages.Compiled:
+    """The executable of a jitted step for arguments of these shapes and shardings.
+
+    Args:
+      dump: directory for train_step.stablehlo.txt, what jax asks for, and train_step.optimized.txt, what XLA made of
+        it, as it is run; None writes neither.
+    """
+    lowered = step_fn.lower(*arguments)
+    compiled = lowered.compile()
+    if dump is not None:
+        atomic_file.write_bytes(dump / "train_step.stablehlo.txt", lowered.as_text().encode())
+        atomic_file.write_bytes(dump / "train_step.optimized.txt", compiled.as_text().encode())
+    return compiled

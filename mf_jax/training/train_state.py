@@ -1,0 +1,108 @@
+"""What a training run is at one step, how it is laid over the devices, and how it comes into being."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mf_jax.configurable import build
+from mf_jax.joint_model import JointModel
+from mf_jax.parallel import sharding
+from mf_jax.training import partition
+from mf_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+INIT_STREAM = 0  # first fold of the seed for the initial parameters
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Attributes:
+    step: updates done.
+    params: float32 parameters that are trained. frozen: those that are not (train.freeze), {} without any.
+    ema: moving average of params. opt_state: the optimizer's moments of params.
+    """
+
+    step: jax.Array
+    params: Any
+    frozen: Any
+    ema: Any
+    opt_state: Any
+
+
+def optimizer_of(config: Mapping[str, Any]) -> optax.GradientTransformation:
+    section = build(OptimizerConfig, config["optimizer"], "optimizer")
+    return make_optimizer(section, config["train"]["steps"])
+
+
+def initial_params(model: JointModel, config: Mapping[str, Any]) -> Any:
+    """All parameters at step 0, boxed with their logical axis names."""
+    return model.init(jax.random.fold_in(jax.random.key(config["seed"]), INIT_STREAM))
+
+
+def _from_params(params: Any, config: Mapping[str, Any]) -> TrainState:
+    """Step 0 with these parameters, boxed or not; the EMA starts as they are."""
+    trained, frozen = partition.split(params, config["train"]["freeze"])
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=trained,
+        frozen=frozen,
+        ema=jax.tree.map(jnp.copy, trained),
+        opt_state=optimizer_of(config).init(trained),
+    )
+
+
+def _boxed(model: JointModel, config: Mapping[str, Any]) -> TrainState:
+    return _from_params(initial_params(model, config), config)
+
+
+def new(
+    model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh, params: Mapping[str, Any] | None = None
+) -> TrainState:
+    """A fresh state, every array made where it belongs.
+
+    Args:
+      params: what to start from, laid out as `layout_of_params`; fresh parameters without it.
+    """
+
+    def scratch() -> TrainState:
+        return _boxed(model, config)
+
+    boxed = jax.eval_shape(scratch)
+    layout = sharding.shardings(boxed, mesh)
+    if params is None:  # the same function again, boxes and all: jax traces it once
+        in_boxes = jax.tree.unflatten(jax.tree.structure(boxed), jax.tree.leaves(layout))
+        return nn.unbox(jax.jit(scratch, out_shardings=in_boxes)())
+    return jax.jit(lambda params: _from_params(params, config), out_shardings=layout)(params)
+
+
+def layout_of_params(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, dtypes and NamedShardings of all parameters, trained and frozen."""
+    boxed = jax.eval_shape(lambda: initial_params(model, config))
+    return _placed(nn.unbox(boxed), sharding.shardings(boxed, mesh))
+
+
+def layout_of(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> TrainState:
+    """The NamedSharding of every array.
+
+    Raises:
+      ValueError: a dimension that its mesh axes do not divide.
+    """
+    return sharding.shardings(jax.eval_shape(lambda: _boxed(model, config)), mesh)
+
+
+def abstract(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh | None = None) -> TrainState:
+    """Shapes, dtypes and shardings of the state; on one device without a mesh."""
+    boxed = jax.eval_shape(lambda: _boxed(model, config))
+    if mesh is None:
+        single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return _placed(nn.unbox(boxed), jax.tree.map(lambda _: single, nn.unbox(boxed)))
+    return _placed(nn.unbox(boxed), sharding.shardings(boxed, mesh))
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -1,0 +1,241 @@
+"""One training step: draw noise levels, noise the tokens, predict, masked velocity loss, gradient, update, EMA.
+
+All randomness is folded from (seed, step, position in the batch): there is no generator state to lose, and an example's
+noise depends neither on the mesh nor on gradient accumulation. Losses are sums over measured entries divided by the
+count over the whole batch, on all devices and in all accumulated parts: never a mean of means.
+
+Legend: B batch, N tokens, C channels per token, L text ids, R modes, S noise bins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mf_jax.configurable import build, check_at_least
+from mf_jax.diffusion import loss, noise_levels
+from mf_jax.diffusion.path import interpolate, velocity_of
+from mf_jax.joint_model import JointModel
+from mf_jax.modalities.base import Batch
+from mf_jax.parallel import sharding
+from mf_jax.training import ema, partition, train_state
+from mf_jax.training.train_state import TrainState
+
+NOISE_BINS = 5
+TEACHER = "teacher"  # among the networks: parameters of the model that training started from
+DISTILL = "distill"  # among the losses
+STEPS_STREAM = 1  # first fold of the seed for the steps; initialisation has train_state.INIT_STREAM
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Attributes:
+    caption_dropout: share of examples trained with the empty prompt.
+    t_floor: under t in the velocity-space loss.
+    distill_high, distill_low: weight of self-distillation (eq. 8), high t + low (1 - t) with the mean noise level t of
+      the other modalities. The teacher is the model that training starts from (init.checkpoint), shown the leading
+      modality alone. 0 and 0: none.
+    """
+
+    caption_dropout: float = 0.1
+    t_floor: float = 0.05
+    distill_high: float = 0.0
+    distill_low: float = 0.0
+
+    @property
+    def distills(self) -> bool:
+        return self.distill_high > 0 or self.distill_low > 0
+
+    def __post_init__(self) -> None:
+        check_at_least("objective", self, distill_high=0, distill_low=0)
+        if not 0.0 <= self.caption_dropout <= 1.0 or not 0.0 < self.t_floor < 1.0:
+            raise ValueError(
+                f"objective.caption_dropout is {self.caption_dropout}, it must be in [0, 1]; "
+                f"objective.t_floor is {self.t_floor}, it must be above 0 and below 1"
+            )
+
+
+def _draw(model: JointModel, seed: int, step: jax.Array, batch_size: int) -> dict[str, Any]:
+    """Everything random of a step that has no token axis; the noise itself is drawn from `key` where it is used."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEPS_STREAM), step)
+    key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+    level_B, caption_B, noise_B = jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(key_B), 3, axis=1)
+    distributions = {name: m.noise for name, m in model.modalities.items()}
+    t, mode_B = noise_levels.draw(level_B[:, 0], distributions, model.modes)
+    return {
+        "t": t,
+        "mode": mode_B,
+        "caption_u": jax.vmap(jax.random.uniform)(caption_B[:, 0]),
+        "noise_key": noise_B[:, 0],
+    }
+
+
+def _errors(
+    model: JointModel,
+    objective: ObjectiveConfig,
+    networks: dict[str, Any],
+    params: Any,
+    frozen: Any,
+    batch: Batch,
+    drawn: dict[str, Any],
+) -> dict[str, jax.Array]:
+    """Squared velocity error summed over each example, by modality (B,); DISTILL is that to the teacher, weighted."""
+    dropped = drawn["caption_u"] < objective.caption_dropout
+    text = {n: jnp.where(dropped[:, None], null, batch[n]) for n, null in model.null_text.items()}
+    batch = model.prepare(networks, batch | text)
+    clean, valid = model.encode(batch)
+    x, eps = {}, {}
+    for i, (name, x0_BNC) in enumerate(clean.items()):
+        key_B = jax.vmap(jax.random.fold_in, (0, None))(drawn["noise_key"], i)
+        eps[name] = jax.vmap(lambda k, shape=x0_BNC.shape[1:]: jax.random.normal(k, shape))(key_B)
+        x[name] = interpolate(x0_BNC, eps[name], drawn["t"][name], valid[name])
+    y = model.predict(partition.merge(params, frozen), x, drawn["t"], batch)
+    errors = {
+        name: loss.squared_error(
+            y[name],
+            clean[name],
+            eps[name],
+            drawn["t"][name],
+            loss.loss_mask(valid[name], drawn["t"][name]),
+            m.prediction,
+            objective.t_floor,
+        )
+        for name, m in model.modalities.items()
+    }
+    if objective.distills:
+        name = model.leading
+        t_B, prediction = drawn["t"][name], model.modalities[name].prediction
+        teacher = model.predict(partition.merge(networks[TEACHER], frozen), {name: x[name]}, {name: t_B}, batch)
+        student_v, teacher_v = (
+            velocity_of(raw, x[name], t_B, prediction, objective.t_floor) for raw in (y[name], teacher[name])
+        )
+        mask = loss.loss_mask(valid[name], t_B)
+        apart_B = jnp.sum(jnp.square(jnp.where(mask, student_v - teacher_v, 0.0)), axis=(1, 2))
+        others_B = jnp.mean(jnp.stack([t for other, t in drawn["t"].items() if other != name]), axis=0)
+        errors[DISTILL] = (objective.distill_high * others_B + objective.distill_low * (1.0 - others_B)) * apart_B
+    return errors
+
+
+def _split(tree: Any, parts: int) -> Any:
+    """(B, ...) -> (parts, B / parts, ...), each part spread over all devices: part i is examples i, i + parts, ..."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree)
+
+
+def loss_and_gradient(
+    model: JointModel,
+    objective: ObjectiveConfig,
+    seed: int,
+    accumulate: int,
+    networks: dict[str, Any],
+    params: Any,
+    frozen: Any,
+    batch: Batch,
+    step: jax.Array,
+) -> tuple[jax.Array, Any, dict[str, Any]]:
+    """Loss, gradient and statistics of one batch.
+
+    Args:
+      accumulate: parts that the batch is computed in, one after the other; the result is that of the whole batch.
+      networks: parameters of the frozen networks, and of the teacher under TEACHER.
+      params, frozen: the model's; the gradient is that of params.
+
+    Returns:
+      loss: sum over modalities of weight * (masked sum of squared velocity errors / global count); self-distillation
+        counts as the leading modality does.
+      gradient: as `params`.
+      statistics: {"sum"|"count": {modality: (R, S)}} by mode and noise bin; {"missing": {modality: examples in which
+        nothing of it was measured}}.
+    """
+    batch_size = batch["text_ids"].shape[0]
+    drawn = _draw(model, seed, step, batch_size)
+    valid = model.valid(batch)
+    counts = {
+        name: jnp.sum(loss.loss_mask(valid[name], drawn["t"][name]), axis=(1, 2)).astype(jnp.float32)
+        for name in model.modalities
+    }
+    scale = {name: m.weight / jnp.maximum(jnp.sum(counts[name]), 1.0) for name, m in model.modalities.items()}
+    if objective.distills:
+        counts[DISTILL], scale[DISTILL] = counts[model.leading], scale[model.leading]
+
+    def part_loss(params: Any, batch: Batch, drawn: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        errors = _errors(model, objective, networks, params, frozen, batch, drawn)
+        return sum(scale[name] * jnp.sum(error_B) for name, error_B in errors.items()), errors
+
+    gradient_of = jax.value_and_grad(part_loss, has_aux=True)
+    if accumulate == 1:
+        (value, errors), gradient = gradient_of(params, batch, drawn)
+    else:
+
+        def add(carry: tuple[jax.Array, Any], part: tuple[Batch, dict[str, Any]]) -> tuple[tuple[jax.Array, Any], Any]:
+            (value, errors), gradient = gradient_of(params, *part)
+            return (carry[0] + value, jax.tree.map(jnp.add, carry[1], gradient)), errors
+
+        start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        (value, gradient), errors = jax.lax.scan(add, start, _split((batch, drawn), accumulate))
+        errors = jax.tree.map(lambda e: e.swapaxes(0, 1).reshape(batch_size), errors)
+    missing = {name: jnp.sum(~jnp.any(v, axis=(1, 2))) for name, v in valid.items()}
+    return value, gradient, _statistics(model, errors, counts, drawn, missing)
+
+
+def _statistics(model: JointModel, errors: Any, counts: Any, drawn: dict[str, Any], missing: Any) -> dict[str, Any]:
+    """Sums and counts by mode and noise bin, (R, S) by modality; `missing` as it is."""
+    result: dict[str, Any] = {"sum": {}, "count": {}, "missing": missing}
+    for name in errors:
+        t_B = drawn["t"][model.leading if name == DISTILL else name]
+        noise_bin = jnp.clip((t_B * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
+        cell = drawn["mode"] * NOISE_BINS + noise_bin
+        for kind, value_B in (("sum", errors[name]), ("count", counts[name])):
+            cells = jax.ops.segment_sum(value_B, cell, num_segments=len(model.modes) * NOISE_BINS)
+            result[kind][name] = cells.reshape(len(model.modes), NOISE_BINS)
+    return result
+
+
+def make_train_step(
+    model: JointModel,
+    objective: ObjectiveConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    accumulate: int,
+    ema_decay: float,
+) -> Callable[[TrainState, dict[str, Any], Batch], tuple[TrainState, dict[str, Any]]]:
+    """(state, networks, batch) -> (next state, metrics); metrics are device arrays that nobody has to wait for."""
+
+    def train_step(state: TrainState, networks: dict[str, Any], batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        value, gradient, statistics = loss_and_gradient(
+            model, objective, seed, accumulate, networks, state.params, state.frozen, batch, state.step
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": value,
+            "grad_norm": optax.tree.norm(gradient),
+            "param_norm": optax.tree.norm(params),
+            **statistics,
+        }
+        average = ema.update(state.ema, params, state.step, ema_decay)
+        return TrainState(state.step + 1, params, state.frozen, average, opt_state), metrics
+
+    return train_step
+
+
+def jit_train_step(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
+    """The step of a resolved config as the loop runs it and `compile` compiles it.
+
+    The state is donated and stays where it lies. Arguments that a step does not use are passed nonetheless (the
+    autoencoder's decoder): they lie in the devices' memory, so the compiler has to know of them.
+    """
+    step = make_train_step(
+        model,
+        build(ObjectiveConfig, config["objective"], "objective"),
+        train_state.optimizer_of(config),
+        config["seed"],
+        config["train"]["accumulate"],
+        config["train"]["ema_decay"],
+    )
+    layout = train_state.layout_of(model, config, mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)), keep_unused=True)
