@@ -43,10 +43,10 @@ def counts(model, config) -> tuple[float, float, float]:
     t = dict.fromkeys(x, jax.ShapeDtypeStruct((B,), jnp.float32))
 
     def forward(trained, frozen, x, t, batch):
-        return sum(jnp.sum(y) for y in model.predict(partition.merge(trained, frozen), x, t, batch).values())
+        return sum(jnp.sum(y) for y in model.predict(partition.combine(trained, frozen), x, t, batch).values())
 
     networks = {TEACHER: state.params} if flops.distills(config) else {}
-    arguments = (state.params, state.frozen, x, t, batch)
+    arguments = (state.params, state.untrained, x, t, batch)
     return (
         counted(forward, *arguments) / B,
         counted(jax.value_and_grad(forward), *arguments) / B,

@@ -35,7 +35,7 @@ import profile_costs
 import synthetic
 
 from mf_jax.joint_model import JointModel
-from mf_jax.monitoring import flops
+from mf_jax.monitoring import chips, flops
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state
 
@@ -165,7 +165,7 @@ def guess_batch(timing: Timing, params: int) -> int:
 
 
 def print_timing(name: str, model: JointModel, config: dict[str, Any], timing: Timing) -> None:
-    peak = flops.peak_flops()
+    peak = chips.peak_flops()
     config = config | {"train": config["train"] | {"batch": timing.batch}}
     rates = [count(model, config) / timing.seconds for count in (flops.step_flops, flops.hardware_flops)]
     shares = [f"{100 * rate / peak:5.1f} %" if peak else "      -" for rate in rates]
@@ -234,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"this measures one device, there are {jax.device_count()}; set CUDA_VISIBLE_DEVICES=0")
     if device.platform == "cpu" and not options.tiny:
         sys.exit("there is no GPU here; --tiny tries the program on a CPU")
-    peak = flops.peak_flops()
+    peak = chips.peak_flops()
     known = f"peak {peak / 1e12:.0f} TFLOP/s" if peak else "peak not known"
     print(f"jax {jax.__version__}, {device.device_kind}, {known}", flush=True)
     for config, attention, remat in itertools.product(options.configs, options.attention, options.remat):

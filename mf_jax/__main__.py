@@ -135,14 +135,14 @@ def _train(arguments: argparse.Namespace, overrides: list[str], began: float) ->
     from mf_jax.config import loading as config
     from mf_jax.parallel import cluster, distributed
 
-    where = cluster.find(
+    spec = cluster.find(
         arguments.distributed, arguments.coordinator, arguments.processes, arguments.process, arguments.init_timeout
     )
     loaded = config.load(arguments.config, overrides)
     leaves, _ = jax.tree_util.tree_flatten_with_path(config.to_dict(loaded), is_leaf=lambda x: not isinstance(x, dict))
     facts = {f"config.{jax.tree_util.keystr(path, simple=True, separator='.')}": repr(value) for path, value in leaves}
-    with distributed.joined(where, facts, _explain) as crew:
-        train.train(loaded, arguments.workdir, crew, began)
+    with distributed.joined(spec, facts, _explain) as group:
+        train.train(loaded, arguments.workdir, group, began)
 
 
 def _explain(error: Exception) -> tuple[str, int] | None:

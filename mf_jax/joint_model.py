@@ -96,9 +96,9 @@ class JointModel:
         valid = fields.get("text_mask") if self.text_encoder is None else None
         return self.backbone.apply({"params": params["backbone"]}, x, t, grids, features, text_valid_BM=valid)
 
-    def prepare(self, networks: Mapping[str, Any], batch: Batch) -> Batch:
+    def prepare(self, frozen_params: Mapping[str, Any], batch: Batch) -> Batch:
         """The batch with what the frozen networks (their parameters by name) make of it."""
-        return frozen.prepare(self.networks, networks, batch)
+        return frozen.prepare(self.networks, frozen_params, batch)
 
     def encode(self, batch: Batch) -> tuple[Tokens, Tokens]:
         """Clean tokens of a prepared batch and their validity, by modality."""
@@ -108,10 +108,12 @@ class JointModel:
     def valid(self, batch: Batch) -> Tokens:
         return {name: m.codec.valid(batch) for name, m in self.modalities.items()}
 
-    def decode(self, networks: Mapping[str, Any], tokens: Tokens) -> dict[str, jax.Array]:
+    def decode(self, frozen_params: Mapping[str, Any], tokens: Tokens) -> dict[str, jax.Array]:
         """Tokens as the modalities' own arrays: pixels, depth."""
         decoded = {n: self.modalities[n].codec.decode(x, self.grids[n]) for n, x in tokens.items()}
-        return {n: self.networks[n].decode(networks[n], v) if n in self.networks else v for n, v in decoded.items()}
+        return {
+            n: self.networks[n].decode(frozen_params[n], v) if n in self.networks else v for n, v in decoded.items()
+        }
 
 
 def build_model(config: Mapping[str, Any], platform: str | None = None) -> JointModel:

@@ -48,7 +48,7 @@ def _print_layout(model: JointModel, config: Mapping[str, Any], devices: int) ->
         return int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=int)) * leaf.dtype.itemsize
 
     rows = [("parameter", "shape", "mesh axes", "bytes per device")]
-    params = partition.merge(state.params, state.frozen)
+    params = partition.combine(state.params, state.untrained)
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         axes = [[a] if isinstance(a, str) else a or () for a in leaf.sharding.spec]
         axes = ["*".join(name for name in names if sizes[name] > 1) or "-" for names in axes]
@@ -74,12 +74,12 @@ def show_checkpoint(directory: str) -> None:
     model = build_model(config)
     held = checkpoints.items()
     state = vars(train_state.abstract(model, config))
-    parts = [name for name in ("params", "frozen", "ema", "opt_state") if name in held]
+    parts = [name for name in ("params", "untrained", "ema", "opt_state") if name in held]
     items = checkpoints.restore({name: state[name] for name in parts})
     step, position = checkpoints.step(), checkpoints.iterator()
     checkpoints.close()
     _print_config(config)
-    _print_counts(model, partition.merge(items["params"], items.get("frozen", {})), config)
+    _print_counts(model, partition.combine(items["params"], items.get("untrained", {})), config)
     print(f"step: {step}")
     print(f"data: {position}")
     for name, tree in items.items():
@@ -104,7 +104,7 @@ def _print_counts(model: JointModel, params: Any, config: Mapping[str, Any]) -> 
     step = flops.step_flops(model, config)
     print(f"model FLOPs per step: {step:.4g} (forward of one example: {flops.forward_flops(model):.4g})")
     if paths := config["train"]["freeze"]:
-        print(f"frozen parameters: {count(partition.split(params, paths)[1]):,} ({', '.join(paths)})")
+        print(f"untrained parameters: {count(partition.partition(params, paths)[1]):,} ({', '.join(paths)})")
     if flops.distills(config):
         print(f"teacher, forward of one example: {flops.teacher_flops(model):.4g}, counted in the step")
     _print_hardware(model, config)

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 
 from mf_jax.checkpoint import initialize
-from mf_jax.checkpoint.manager import CheckpointConfig, Checkpoints
-from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.checkpoint.manager import Checkpoints
+from mf_jax.checkpoint.saved_model import SavedModel
 from mf_jax.config.loading import difference, resolve, to_dict
+from mf_jax.config.sections import CheckpointConfig
 from mf_jax.configurable import build
 from mf_jax.data.loader import build_train_loader
 from mf_jax.joint_model import build_model
@@ -29,10 +30,10 @@ from mf_jax.monitoring.goodput import CHECKPOINT, COMPILE, DATA, STARTUP, Goodpu
 from mf_jax.monitoring.profiling import ProfileWindow
 from mf_jax.monitoring.train_log import Log
 from mf_jax.parallel import sharding
-from mf_jax.parallel.processes import Crew
+from mf_jax.parallel.processes import ProcessGroup
 from mf_jax.training import compilation, train_state
 from mf_jax.training.train_step import TEACHER, ObjectiveConfig, jit_train_step
-from mf_jax.training.workdir import held
+from mf_jax.training.workdir import locked
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
 # of steps where the learning rate does not depend on it, and the paths of published weights (KEY.checkpoint).
@@ -59,7 +60,10 @@ MAY_CHANGE = (
 
 
 def train(
-    config: Mapping[str, Any], workdir: str | pathlib.Path, crew: Crew | None = None, began: float | None = None
+    config: Mapping[str, Any],
+    workdir: str | pathlib.Path,
+    group: ProcessGroup | None = None,
+    began: float | None = None,
 ) -> int:
     """Trains to `train.steps`, from the latest checkpoint in `workdir` where there is one.
 
@@ -67,7 +71,7 @@ def train(
 
     Args:
       config: resolved (config.load). workdir: of this run alone; made where it does not exist.
-      crew: the processes of the run (distributed.joined), all of which call this; this one alone without it.
+      group: the processes of the run (distributed.joined), all of which call this; this one alone without it.
       began: when the program began, by time.monotonic(), for the accounts of where the time goes; None: now.
 
     Returns:
@@ -77,12 +81,12 @@ def train(
       ValueError: a config that does not fit together, the data, or the checkpoint in `workdir`; a workdir in use.
       metrics.NotFinite: a loss or gradient is NaN or inf. The last checkpoint stays.
     """
-    crew = crew or Crew()
+    group = group or ProcessGroup()
     began = time.monotonic() if began is None else began
     if "://" in str(workdir):
         raise ValueError(f"--workdir is {workdir}; it must be a local path")
     workdir = pathlib.Path(workdir)
-    with held(workdir, crew), _stop_signals() as signals, contextlib.ExitStack() as stack:
+    with locked(workdir, group), _stop_signals() as signals, contextlib.ExitStack() as stack:
         goodput = Goodput(workdir / "goodput.json", began)
         stack.enter_context(
             compilation.persistent_cache(config["train"]["compilation_cache"], workdir / "compilation_cache")
@@ -108,7 +112,7 @@ def train(
         # Where the run is: the latest checkpoint of this workdir, or step 0
         checkpoints = Checkpoints(workdir / "checkpoints", build(CheckpointConfig, config["checkpoint"], "checkpoint"))
         stack.callback(checkpoints.close)
-        latest = crew.tell(checkpoints.latest())
+        latest = group.broadcast(checkpoints.latest())
         resumes = latest is not None
         if resumes:
             if "opt_state" not in checkpoints.items(latest):
@@ -117,7 +121,7 @@ def train(
             loader.set_state(checkpoints.iterator(latest))
         start = latest or 0
         if start >= steps:
-            crew.say(f"{workdir} is at step {start} of {steps}: nothing to train")
+            group.print(f"{workdir} is at step {start} of {steps}: nothing to train")
             return start
         loader.start()  # its workers take seconds to start, in which the state is made
 
@@ -128,14 +132,14 @@ def train(
                 "self-distillation (objective.distill_high, distill_low) needs init.checkpoint, the model that teaches "
                 "it, and a second modality; set both weights to 0 to train without"
             )
-        networks = frozen.load(model.networks, mesh)
+        frozen_params = frozen.load(model.networks, mesh)
         weights = None
         if config["init"]["checkpoint"] and (objective.distills or not resumes):
-            source = Stored(config["init"]["checkpoint"])
+            source = SavedModel(config["init"]["checkpoint"])
             weights = source.params(config["init"]["weights"], mesh)
             source.close()
         if objective.distills:
-            networks[TEACHER] = initialize.teacher(config, weights)
+            frozen_params[TEACHER] = initialize.teacher(config, weights)
 
         # State
         if resumes:
@@ -143,12 +147,12 @@ def train(
             state = _restore(checkpoints, latest, train_state.abstract(model, config, mesh))
         elif weights is not None:
             params, origins = initialize.params(model, config, mesh, weights)
-            crew.say(f"starting from {config['init']['checkpoint']}: {origins}")
+            group.print(f"starting from {config['init']['checkpoint']}: {origins}")
             state = train_state.new(model, config, mesh, params)
             del params, weights
         else:
             state = train_state.new(model, config, mesh)
-        crew.say(
+        group.print(
             f"training {workdir} from step {start} to {steps} on {jax.device_count()} x {jax.devices()[0].device_kind}"
             + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")
         )
@@ -156,14 +160,14 @@ def train(
         step_fn = jit_train_step(model, config, mesh)
         batch = next(loader)
         goodput.spend(STARTUP, time.monotonic())
-        dump = workdir / "hlo" if config["train"]["dump_hlo"] and crew.leads else None
+        dump = workdir / "hlo" if config["train"]["dump_hlo"] and group.is_main else None
         with sharding.scope(mesh):
-            step_fn = compilation.compile_step(step_fn, (state, networks, sharding.put_batch(batch, mesh)), dump)
-        crew.meet()  # whoever has the step from the cache is here first; collectives wait less patiently
+            step_fn = compilation.compile_step(step_fn, (state, frozen_params, sharding.put_batch(batch, mesh)), dump)
+        group.barrier()  # whoever has the step from the cache is here first; collectives wait less patiently
         goodput.spend(COMPILE, time.monotonic())
-        log = Log(workdir, model, config, start, goodput, writes=crew.leads)
+        log = Log(workdir, model, config, start, goodput, writes=group.is_main)
         stack.callback(log.close)
-        profile = ProfileWindow(config["train"]["profile_steps"] if crew.leads else (), workdir / "profile")
+        profile = ProfileWindow(config["train"]["profile_steps"] if group.is_main else (), workdir / "profile")
         stack.callback(profile.close)
 
         # Steps
@@ -173,10 +177,10 @@ def train(
                 with log.waiting(DATA):
                     batch = next(loader)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, step_metrics = step_fn(state, networks, sharding.put_batch(batch, mesh))
+                state, step_metrics = step_fn(state, frozen_params, sharding.put_batch(batch, mesh))
             log.started(step + 1, step_metrics)
 
-            last = crew.stops(signals) or step + 1 == steps
+            last = group.should_stop(signals) or step + 1 == steps
             if last or (step + 1) % config["checkpoint"]["every"] == 0:
                 log.read()
                 with log.waiting(CHECKPOINT):
@@ -186,8 +190,8 @@ def train(
         with log.waiting(CHECKPOINT):
             checkpoints.wait()
     if step + 1 < steps:
-        crew.say(
-            f"stopped by {crew.stopped_by} at step {step + 1} of {steps}, checkpoint saved; the same command goes on "
+        group.print(
+            f"stopped by {group.stopped_by} at step {step + 1} of {steps}, checkpoint saved; the same command goes on "
             "from there"
         )
     return step + 1

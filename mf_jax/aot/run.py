@@ -17,7 +17,7 @@ from mf_jax.aot.roofline import roofline
 from mf_jax.aot.traffic import traffic
 from mf_jax.config import loading as configs
 from mf_jax.monitoring import flops
-from mf_jax.monitoring.chips import CHIPS, GIB, GPU_SHARE, Chip
+from mf_jax.monitoring.chips import CHIPS, DEVICES, GIB, GPU_SHARE, Chip
 
 ADVICE = (
     "smaller train.batch, larger train.accumulate, a model.remat that keeps less (full keeps least), more devices in "
@@ -52,7 +52,7 @@ def compile_config(spec: str, overrides: Sequence[str], name: str | None, slices
 
 def try_config(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> step.Program | None:
     """Compiles and reports; None where it does not fit."""
-    job = step.prepare(config, devices)
+    job = step.make_job(config, devices)
     chip = CHIPS.get(devices[0].device_kind)
     axes = ", ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
     print(f"mesh: {axes}; batch {config['train']['batch']}, accumulate {config['train']['accumulate']}", flush=True)
@@ -147,10 +147,10 @@ def roofline_report(job: step.Job, module: Module, found: Collectives, chip: Chi
     all_flops = flops.hardware_flops(job.model, job.config) / devices
     yield f"model FLOPs per step: {model_flops * devices:.4g}, per device {model_flops:.4g}"
     yield f"with what is computed again and the frozen networks, per device {all_flops:.4g}"
-    peak = flops.PEAKS.get(job.mesh.devices.flat[0].device_kind)
-    if chip is None or peak is None:
+    if chip is None:
         yield "no roofline: the peak of these devices is not known"
         return
+    peak = DEVICES[job.mesh.devices.flat[0].device_kind].peak
     moved = traffic(module)
     line = roofline(chip, peak, model_flops, all_flops, moved, found.found)
     links = round(line.links * chip.link_bandwidth)

@@ -102,12 +102,12 @@ def search_config(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> i
     def need(batch: int, accumulate: int, remat: str) -> float:
         overrides = [f"train.batch={batch}", f"train.accumulate={accumulate}", f"model.remat={remat}"]
         try:
-            return step.compile_step(step.prepare(resolve(to_dict(config), overrides), devices)).memory.total
+            return step.compile_step(step.make_job(resolve(to_dict(config), overrides), devices)).memory.total
         except step.OutOfMemory as error:
             return error.needed
 
     train = config["train"]
-    ids = step.prepare(config, devices).arguments[2]["text_ids"]
+    ids = step.make_job(config, devices).arguments[2]["text_ids"]
     shares = train["batch"] // ids.sharding.shard_shape(ids.shape)[0]
     best = None
     print(f"{'batch':>8}{'accumulate':>12}{'per device':>12}  {'remat':<15}{'GiB':>9}  of {chip.usable / GIB:.2f}")

@@ -46,7 +46,7 @@ class Job:
     """A config on devices.
 
     Attributes:
-      arguments: (state, networks, batch) of the step: jax.ShapeDtypeStruct with shardings.
+      arguments: (state, frozen_params, batch) of the step: jax.ShapeDtypeStruct with shardings.
       assumed: what was not at hand, and what was taken in its place.
     """
 
@@ -95,7 +95,7 @@ class Program:
     compiling: float
 
 
-def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Job:
+def make_job(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Job:
     """The job of a resolved config on these devices.
 
     Published networks whose files are not at hand are taken at the sizes that they are known to have, and the ids of
@@ -117,9 +117,9 @@ def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Job:
         sharding.check_divisible(model.sizes, mesh)
         model = _without_files(model, assumed)
         state = train_state.abstract(model, config, mesh)
-        networks = {name: network.abstract(mesh) for name, network in model.networks.items()}
+        frozen_params = {name: network.abstract(mesh) for name, network in model.networks.items()}
         if build(ObjectiveConfig, config["objective"], "objective").distills:
-            networks[TEACHER] = state.params
+            frozen_params[TEACHER] = state.params
             assumed.append("the teacher has all the parameters that are trained, as an import has")
         place = sharding.batch_sharding(mesh)
         shapes = example_shapes(model.resolution)
@@ -128,7 +128,7 @@ def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Job:
             name: jax.ShapeDtypeStruct((config["train"]["batch"], *shape), dtype, sharding=place)
             for name, (shape, dtype) in shapes.items()
         }
-    return Job(config, model, mesh, (state, networks, batch), tuple(assumed))
+    return Job(config, model, mesh, (state, frozen_params, batch), tuple(assumed))
 
 
 def _without_files(model: JointModel, assumed: list[str]) -> JointModel:
@@ -172,10 +172,10 @@ def compile_step(job: Job) -> Program:
 
 def argument_bytes(job: Job) -> dict[str, int]:
     """Bytes per device of every argument by what it is, without padding."""
-    state, networks, batch = job.arguments
-    groups = {"parameters": state.params, "frozen parameters": state.frozen, "EMA": state.ema}
+    state, frozen_params, batch = job.arguments
+    groups = {"parameters": state.params, "untrained parameters": state.untrained, "EMA": state.ema}
     groups |= {"optimizer": (state.opt_state, state.step)}
-    groups |= {label(name): tree for name, tree in networks.items()} | {"batch": batch}
+    groups |= {label(name): tree for name, tree in frozen_params.items()} | {"batch": batch}
     return {name: sum(map(_shard_bytes, jax.tree.leaves(tree))) for name, tree in groups.items()}
 
 

@@ -16,25 +16,6 @@ from mf_jax.training import partition, train_state
 
 
 @dataclasses.dataclass(frozen=True)
-class InitConfig:
-    """Attributes:
-    checkpoint: directory of a run, an import or an export that a new run starts from; "" starts from scratch. Arrays
-      are taken by path, where the shapes agree.
-    weights: "ema" or "params" of it; imports have one kind, which both mean.
-    clone: {path here: path there}: arrays under the first that the checkpoint lacks are copies of those under the
-      second. All others that it lacks are initialised as from scratch.
-    """
-
-    checkpoint: str = ""
-    weights: str = "ema"
-    clone: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.weights not in ("ema", "params"):
-            raise ValueError(f"init.weights is {self.weights!r}; it must be 'ema' or 'params'")
-
-
-@dataclasses.dataclass(frozen=True)
 class Origins:
     """By path of each of our arrays, where it comes from. left_over: paths of the source that are not used."""
 
@@ -120,4 +101,4 @@ def teacher(config: Mapping[str, Any], source: Mapping[str, Any]) -> Any:
     """The parameters that the self-distillation teacher does not share with the student: those that are trained."""
     known = flatten(source)
     frozen = [prefix for prefix in config["train"]["freeze"] if any(path.startswith(prefix) for path in known)]
-    return partition.split(source, frozen)[0]
+    return partition.partition(source, frozen)[0]

@@ -5,7 +5,6 @@ The only file that imports orbax. A checkpoint appears under its final name only
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Mapping
@@ -15,21 +14,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mf_jax.configurable import check_at_least
+from mf_jax.config.sections import CheckpointConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """Attributes:
-    every: steps between checkpoints. keep: how many of the latest stay. keep_every: so do its multiples (0: none).
-    """
-
-    every: int = 1000
-    keep: int = 2
-    keep_every: int = 0
-
-    def __post_init__(self) -> None:
-        check_at_least("checkpoint", self, every=1, keep=1, keep_every=0)
+RENAMED = {"frozen": "untrained"}  # items of checkpoints from before they had their present names
 
 
 class Checkpoints:
@@ -78,7 +65,11 @@ class Checkpoints:
     def items(self, step: int | None = None) -> set[str]:
         """Names of the trees of arrays that a checkpoint holds."""
         names = {entry.name for entry in (self.directory / str(self.step(step))).iterdir() if entry.is_dir()}
-        return names - {"config", "iterator"}
+        return {RENAMED.get(name, name) for name in names} - {"config", "iterator"}
+
+    def _on_disk(self, name: str, step: int) -> str:
+        old = next((old for old, new in RENAMED.items() if new == name), name)
+        return old if (self.directory / str(step) / old).is_dir() else name
 
     def restore(self, abstract: Mapping[str, Any], step: int | None = None) -> dict[str, Any]:
         """The items that are asked for, and nothing else is read.
@@ -97,14 +88,15 @@ class Checkpoints:
                 raise ValueError(
                     f"checkpoint {self.directory}/{step} holds no {name}; it has {', '.join(sorted(held))}"
                 )
-        trees = {name: ocp.args.StandardRestore(tree, fallback_sharding=None) for name, tree in wanted.items()}
+        files = {name: self._on_disk(name, step) for name in wanted}
+        trees = {files[name]: ocp.args.StandardRestore(tree, fallback_sharding=None) for name, tree in wanted.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**trees))
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f"checkpoint {self.directory}/{step} does not hold the arrays of this config: {error}"
             ) from None
-        return {name: restored[name] if name in wanted else tree for name, tree in abstract.items()}
+        return {name: restored[files[name]] if name in wanted else tree for name, tree in abstract.items()}
 
     def _json(self, name: str, step: int | None) -> dict[str, Any]:
         return self._manager.restore(self.step(step), args=ocp.args.Composite(**{name: ocp.args.JsonRestore()}))[name]

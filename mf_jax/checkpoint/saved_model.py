@@ -18,7 +18,7 @@ from mf_jax.storage.safetensors_files import TensorFiles
 from mf_jax.training import partition, train_state
 
 
-class Stored:
+class SavedModel:
     """Attributes:
     config: resolved. model: built from it. step: of the training.
     """
@@ -52,7 +52,7 @@ class Stored:
         self.model: JointModel = build_model(self.config)
 
     def params(self, weights: str = "ema", mesh: jax.sharding.Mesh | None = None) -> Any:
-        """All parameters in float32, trained and frozen, on the mesh or on one device.
+        """All parameters in float32, trained and untrained, on the mesh or on one device.
 
         Args:
           weights: "ema" or "params"; where there is only one kind, that.
@@ -65,13 +65,13 @@ class Stored:
         abstract = train_state.abstract(self.model, self.config, mesh)
         if self._checkpoints is None:
             files = TensorFiles(self.directory)
-            whole = partition.merge(abstract.params, abstract.frozen)
+            whole = partition.combine(abstract.params, abstract.untrained)
             result = read(files, whole, layout_of(self._layout).table(self.model, whole))
             files.close()
             return result
         kind = weights if weights in self._checkpoints.items(self.step) else "params"
-        items = self._checkpoints.restore({kind: abstract.params, "frozen": abstract.frozen}, self.step)
-        return partition.merge(items[kind], items["frozen"])
+        items = self._checkpoints.restore({kind: abstract.params, "untrained": abstract.untrained}, self.step)
+        return partition.combine(items[kind], items["untrained"])
 
     def close(self) -> None:
         if self._checkpoints is not None:

@@ -17,87 +17,16 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from mf_jax.checkpoint.initialize import InitConfig
-from mf_jax.checkpoint.manager import CheckpointConfig
-from mf_jax.config.sections import EvaluateConfig
-from mf_jax.configurable import build, build_kind, check_at_least, nearest
+from mf_jax.config.sections import CheckpointConfig, DataConfig, EvaluateConfig, InitConfig, SampleConfig, TrainConfig
+from mf_jax.configurable import build, build_kind, nearest
 from mf_jax.data.augment import AugmentConfig
 from mf_jax.data.sources import check_source
 from mf_jax.data.sparsify import make_sparsifier
-from mf_jax.inference.pipeline import SampleConfig
 from mf_jax.models import backbones
 from mf_jax.models.text import encoders
 from mf_jax.parallel.sharding import MeshConfig
 from mf_jax.training.optimizer import OptimizerConfig
 from mf_jax.training.train_step import ObjectiveConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Attributes:
-    source: where records come from: kind "procedural" or "folder", with its own keys.
-    resolution: (H, W) that the model sees.
-    sparsify: what depth loses in training: kind "none", "random", "lidar" or "holes", with its own keys.
-    augment: what is drawn anew each time an example is seen in training: flip, crop, colour, see AugmentConfig.
-    cache: keep records in memory once read, resized, in each worker: for folders of a few thousand frames.
-    workers: processes that make examples; 0 makes them in the training process.
-    """
-
-    source: Mapping[str, Any]
-    resolution: tuple[int, int]
-    sparsify: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": "none"})
-    augment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    cache: bool = False
-    workers: int = 1
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.cache, bool):
-            raise ValueError(f"data.cache is {self.cache!r}; it must be True or False")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Attributes:
-    steps: in all. batch: examples per step over all devices. accumulate: parts that a batch is computed in.
-    ema_decay: of the weights that are evaluated. log_every: steps between log entries.
-    freeze: paths of parameters that are not trained, with all that lies under them: "backbone/double/image".
-    compilation_cache: directory for compiled programs, which runs may share; "": the one that jax has been told
-      (JAX_COMPILATION_CACHE_DIR), else WORKDIR/compilation_cache.
-    profile_steps: (first, last): jax's profiler traces the run from step first to step last into WORKDIR/profile.
-    dump_hlo: write the compiled step to WORKDIR/hlo, as jax lowers it and as XLA optimises it.
-    """
-
-    steps: int = 1000
-    batch: int = 32
-    accumulate: int = 1
-    ema_decay: float = 0.999
-    log_every: int = 50
-    freeze: tuple[str, ...] = ()
-    compilation_cache: str = ""
-    profile_steps: tuple[int, ...] = ()
-    dump_hlo: bool = False
-
-    def __post_init__(self) -> None:
-        check_at_least("train", self, steps=1, batch=1, accumulate=1, log_every=1)
-        if self.batch % self.accumulate:
-            raise ValueError(f"train.batch {self.batch} is not divisible by train.accumulate {self.accumulate}")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"train.ema_decay is {self.ema_decay}; it must be in [0, 1)")
-        if not isinstance(self.compilation_cache, str):
-            raise ValueError(f"train.compilation_cache is {self.compilation_cache!r}; it must be a directory or ''")
-        if not isinstance(self.dump_hlo, bool):
-            raise ValueError(f"train.dump_hlo is {self.dump_hlo!r}; it must be True or False")
-        if self.profile_steps != () and not self._is_window(self.profile_steps):
-            raise ValueError(
-                f"train.profile_steps is {self.profile_steps!r}; it must be (first, last) with "
-                f"0 <= first < last <= train.steps ({self.steps}), or ()"
-            )
-
-    def _is_window(self, value: object) -> bool:
-        if not isinstance(value, tuple) or len(value) != 2 or any(type(step) is not int for step in value):
-            return False
-        return 0 <= value[0] < value[1] <= self.steps
-
 
 SECTIONS = {
     "data": DataConfig,

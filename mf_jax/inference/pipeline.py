@@ -5,7 +5,6 @@ Legend: B batch, H W pixels, N tokens, C channels per token.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mf_jax.configurable import check_at_least
 from mf_jax.data.resize import masked_nearest, resize_image
 from mf_jax.diffusion.sampler import euler
 from mf_jax.diffusion.schedule import schedules
@@ -27,43 +25,18 @@ from mf_jax.models import frozen
 CONDITIONS = {"joint": (), "i2d": ("image",), "d2i": ("depth",), "partial": ("depth",)}
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    """Defaults of the sampler.
-
-    Attributes:
-      steps: Euler steps. mu: shift of the grid.
-      guidance: classifier-free guidance scale of joint, d2i and partial; i2d uses 1.
-      guide: "all" guides every stream, as the official code does, "image" only the image.
-      log2_alpha: joint: warp of the depth's schedule; above 0 the image resolves first. 0 leaves both on one grid.
-      partial_log2_alpha: partial: the same for the depth condition; the smaller, the stronger the condition.
-    """
-
-    steps: int = 50
-    mu: float = 1.1
-    guidance: float = 4.0
-    guide: str = "all"
-    log2_alpha: float = 5.0
-    partial_log2_alpha: float = -8.0
-
-    def __post_init__(self) -> None:
-        check_at_least("sample", self, steps=1, guidance=0)
-        if self.guide not in ("all", "image"):
-            raise ValueError(f"sample.guide is {self.guide!r}; it must be 'all' or 'image'")
-
-
 class Pipeline:
     """A model with its weights. Calls with the same settings and batch size share one compilation.
 
     Args:
-      networks: parameters of the model's frozen networks by name.
+      frozen_params: parameters of the model's frozen networks by name.
     """
 
-    def __init__(self, config: Any, model: JointModel, params: Params, networks: dict[str, Any], step: int):
+    def __init__(self, config: Any, model: JointModel, params: Params, frozen_params: dict[str, Any], step: int):
         self.config = config
         self.model = model
         self.params = params
-        self.networks = networks
+        self.frozen_params = frozen_params
         self.step = step
         self.tokenizer = model.text.tokenizer()
         self._compiled = functools.lru_cache(maxsize=16)(self._build)
@@ -164,7 +137,7 @@ class Pipeline:
             refiner = self._compiled("i2d", steps, mu, 0.0, 1.0, guide)
             given = {"image": (image, jnp.ones(image.shape, bool))}
             tokens["depth"] = refiner(self.params, given, text, null, jnp.stack(keys))["depth"]
-        result = {name: np.asarray(v) for name, v in self._decode(self.networks, tokens).items()}
+        result = {name: np.asarray(v) for name, v in self._decode(self.frozen_params, tokens).items()}
         if "depth" in CONDITIONS[mode]:
             result["depth"] = np.where(inputs["depth_valid"], result["depth"], 0.0)
         return result
@@ -215,7 +188,7 @@ class Pipeline:
 
     def _prepared(self, batch: dict[str, np.ndarray]) -> Batch:
         """The fields with what the frozen networks make of them."""
-        return self._prepare(self.networks, batch)
+        return self._prepare(self.frozen_params, batch)
 
     @functools.cached_property
     def _decode(self) -> Any:
@@ -253,9 +226,9 @@ def load(
     Raises:
       ValueError: no checkpoint there, or it does not fit its own config.
     """
-    from mf_jax.checkpoint.saved_model import Stored
+    from mf_jax.checkpoint.saved_model import SavedModel
 
-    stored = Stored(directory, step, overrides)
-    params = stored.params(weights)
-    stored.close()
-    return Pipeline(stored.config, stored.model, params, frozen.load(stored.model.networks), stored.step)
+    saved = SavedModel(directory, step, overrides)
+    params = saved.params(weights)
+    saved.close()
+    return Pipeline(saved.config, saved.model, params, frozen.load(saved.model.networks), saved.step)

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from mf_jax.checkpoint import layouts
-from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.checkpoint.saved_model import SavedModel
 from mf_jax.config import loading as configs
 from mf_jax.configurable import nearest
 from mf_jax.models.weight_table import flatten, shapes_there, stream
@@ -47,22 +47,22 @@ def export(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; {nearest(dtype, DTYPES)}")
-    stored = Stored(checkpoint, step)
+    saved = SavedModel(checkpoint, step)
     names = layouts.layout_of(layout)
-    described = names.config_json(stored.model, configs.to_dict(stored.config))
-    params = stored.params(weights)
-    stored.close()
-    table = names.table(stored.model, params)
+    described = names.config_json(saved.model, configs.to_dict(saved.config))
+    params = saved.params(weights)
+    saved.close()
+    table = names.table(saved.model, params)
     shapes = shapes_there({path: leaf.shape for path, leaf in flatten(params).items()}, table)
     sizes = {name: int(np.prod(shape)) * DTYPES[dtype].itemsize for name, shape in shapes.items()}
     tensors = ((name, value.astype(DTYPES[dtype])) for name, value in stream(params, table))
     record = {
         "layout": layout,
-        "step": stored.step,
+        "step": saved.step,
         "weights": weights,
         "dtype": dtype,
         "mf_jax": importlib.metadata.version("mf-jax"),
-        "config": configs.to_dict(stored.config),
+        "config": configs.to_dict(saved.config),
         "evaluation": _results(pathlib.Path(checkpoint)),
     }
     extra = {

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mf_jax.checkpoint import initialize, layouts
-from mf_jax.checkpoint.manager import CheckpointConfig, Checkpoints
+from mf_jax.checkpoint.manager import Checkpoints
 from mf_jax.config import loading as configs
+from mf_jax.config.sections import CheckpointConfig
 from mf_jax.configurable import build, nearest
 from mf_jax.joint_model import build_model
 from mf_jax.models.flux2_weights import VARIANTS
@@ -57,9 +58,9 @@ def import_weights(
     given = read(files, nest({entry.ours: wanted[entry.ours] for entry in table}), table)
     files.close()
     params, origins = initialize.params(model, config, mesh, given)
-    trained, frozen = partition.split(params, config["train"]["freeze"])
+    trained, untrained = partition.partition(params, config["train"]["freeze"])
     checkpoints = Checkpoints(workdir / "checkpoints", CheckpointConfig())
-    checkpoints.save(0, {"params": trained, "frozen": frozen}, {}, configs.to_dict(config))
+    checkpoints.save(0, {"params": trained, "untrained": untrained}, {}, configs.to_dict(config))
     checkpoints.close()
     print(f"{len(report.mapped)} tensors read into {len(table)} arrays")
     for name in report.left_over:

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 
 from mf_jax.configurable import check_at_least
 from mf_jax.modalities.patches import grid_of
-from mf_jax.models import frozen, frozen_flops, weight_table
+from mf_jax.models import autoencoder_flops, frozen, weight_table
 from mf_jax.models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8, to_uint8
 from mf_jax.models.autoencoder_weights import DECODER, ENCODER, inspect, published_files
-from mf_jax.models.frozen_flops import FrozenFlops
+from mf_jax.models.frozen import FrozenFlops
 from mf_jax.models.weight_table import Entry
 from mf_jax.storage.safetensors_files import TensorFiles
 
@@ -152,7 +152,7 @@ class Autoencoder:
             if (config.packed, config.reduction) != (self.codec.channels, self.codec.reduction):
                 raise ValueError(missing)
             source = f"sizes of FLUX.2's, as {missing}"
-        return FrozenFlops(*frozen_flops.autoencoder(config, resolution), source)
+        return FrozenFlops(*autoencoder_flops.autoencoder(config, resolution), source)
 
 
 def network(codec: Codec, dtype: jnp.dtype) -> Autoencoder:

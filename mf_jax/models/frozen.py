@@ -8,6 +8,7 @@ part of the train state or its checkpoints.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -15,10 +16,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mf_jax.models.frozen_flops import FrozenFlops
 from mf_jax.parallel import sharding
 
 Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenFlops:
+    """FLOPs of a frozen network for one example.
+
+    Attributes:
+      encode: of what runs in every training step. decode: of what samplers run besides; 0 for text encoders.
+      source: where the sizes come from, for people.
+    """
+
+    encode: int
+    decode: int
+    source: str
 
 
 class FrozenNetwork(Protocol):
@@ -75,9 +89,9 @@ def load(networks: Mapping[str, FrozenNetwork], mesh: jax.sharding.Mesh | None =
     return {name: network.load(mesh) for name, network in networks.items()}
 
 
-def prepare(networks: Mapping[str, FrozenNetwork], params: Mapping[str, Any], batch: Batch) -> Batch:
+def prepare(networks: Mapping[str, FrozenNetwork], frozen_params: Mapping[str, Any], batch: Batch) -> Batch:
     """The batch with what the networks add to it; one whose inputs are not in the batch is passed over."""
     for name, network in networks.items():
         if all(field in batch for field in network.reads):
-            batch = batch | network.encode(params[name], batch)
+            batch = batch | network.encode(frozen_params[name], batch)
     return batch

@@ -1,14 +1,17 @@
-"""Chips that programs can be compiled for, by jax's device_kind: memory and bandwidths. Their peaks are in flops.PEAKS.
+"""What is known of accelerators, by jax's device_kind: the peak of each, memory and bandwidths where programs compile.
 
-A device is what jax calls one: half a chip on TPU7x, which has two. Sources: docs.cloud.google.com/tpu/docs for v5e,
-v5p, v6e and tpu7x, NVIDIA's data sheets for A100, H100 and H200. `hbm` is not the data sheet's: of a TPU it is what the
-compiler of libtpu 0.0.42 says that a program can use, of a GPU what the driver reports.
+A device is what jax calls one: a chip of v4 or v5p is one, a chip of TPU7x is two. Peaks are dense bf16, by the data
+sheets: docs.cloud.google.com/tpu/docs, and NVIDIA's for A100, H100, H200, HGX B200 and GB200 NVL72, whose figures with
+sparsity are halved. `hbm` is not the data sheet's: of a TPU it is what the compiler of libtpu 0.0.42 says that a
+program can use, of a GPU what the driver reports.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+
+import jax
 
 GIB = 2**30
 GPU_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
@@ -40,12 +43,44 @@ class Chip:
         return self.hbm * (float(os.environ.get(GPU_SHARE, "0.75")) if self.platform == "cuda" else 1.0)
 
 
-CHIPS = {
-    "TPU v5 lite": Chip("v5e", "tpu", 2, 15.75 * GIB, 819e9, 200e9),
-    "TPU v5": Chip("v5p", "tpu", 3, 95.74 * GIB, 2765e9, 600e9),
-    "TPU v6 lite": Chip("v6e", "tpu", 2, 31.25 * GIB, 1638e9, 400e9),
-    "TPU7x": Chip("tpu7x", "tpu", 3, 94.75 * GIB, 7380e9 / 2, 600e9 / 2),
-    "NVIDIA A100-SXM4-80GB": Chip("a100", "cuda", 3, 79.15 * GIB, 2039e9, 300e9),
-    "NVIDIA H100 80GB HBM3": Chip("h100", "cuda", 3, 79.11 * GIB, 3352e9, 450e9),
-    "NVIDIA H200": Chip("h200", "cuda", 3, 139.8 * GIB, 4800e9, 450e9),
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Attributes:
+    peak: FLOP/s of dense bf16 products.
+    chip: None where programs are not compiled for it ahead of time.
+    """
+
+    peak: float
+    chip: Chip | None = None
+
+
+DEVICES = {
+    "TPU v4": Device(275e12),
+    "TPU v5 lite": Device(197e12, Chip("v5e", "tpu", 2, 15.75 * GIB, 819e9, 200e9)),
+    "TPU v5e": Device(197e12),
+    "TPU v5": Device(459e12, Chip("v5p", "tpu", 3, 95.74 * GIB, 2765e9, 600e9)),
+    "TPU v5p": Device(459e12),
+    "TPU v6 lite": Device(918e12, Chip("v6e", "tpu", 2, 31.25 * GIB, 1638e9, 400e9)),
+    "TPU v6e": Device(918e12),
+    "TPU7x": Device(2307e12 / 2, Chip("tpu7x", "tpu", 3, 94.75 * GIB, 7380e9 / 2, 600e9 / 2)),
+    "NVIDIA A100-SXM4-40GB": Device(312e12),
+    "NVIDIA A100-SXM4-80GB": Device(312e12, Chip("a100", "cuda", 3, 79.15 * GIB, 2039e9, 300e9)),
+    "NVIDIA A100-PCIE-40GB": Device(312e12),
+    "NVIDIA A100 80GB PCIe": Device(312e12),
+    "NVIDIA H100 80GB HBM3": Device(989e12, Chip("h100", "cuda", 3, 79.11 * GIB, 3352e9, 450e9)),
+    "NVIDIA H100 PCIe": Device(756e12),
+    "NVIDIA H100 NVL": Device(835e12),
+    "NVIDIA H200": Device(989e12, Chip("h200", "cuda", 3, 139.8 * GIB, 4800e9, 450e9)),
+    "NVIDIA H200 NVL": Device(835e12),
+    "NVIDIA GH200 480GB": Device(989e12),
+    "NVIDIA B200": Device(2250e12),
+    "NVIDIA GB200": Device(2500e12),
 }
+
+CHIPS = {kind: device.chip for kind, device in DEVICES.items() if device.chip is not None}
+
+
+def peak_flops() -> float | None:
+    """Peak of all devices together, FLOP/s; None where it is not known (CPUs, unlisted chips)."""
+    device = DEVICES.get(jax.devices()[0].device_kind)
+    return device.peak * jax.device_count() if device else None

@@ -24,32 +24,6 @@ from mf_jax.models.weight_table import flatten
 from mf_jax.training import partition
 from mf_jax.training.train_step import ObjectiveConfig
 
-# Dense bf16 peak, FLOP/s, by jax's device_kind, of what jax counts as one device. By the vendors' data sheets:
-# cloud.google.com/tpu/docs (a chip of v4 and v5p is one device, one of 7x is two) and the NVIDIA A100, H100, H200 and
-# HGX B200 / GB200 NVL72 data sheets, whose figures with sparsity are halved.
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H200 NVL": 835e12,
-    "NVIDIA GH200 480GB": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA GB200": 2500e12,
-}
-
 # What a remat preset decides on, and what the backward pass computes again under it (models/remat.py).
 IN = "q k v gate up"  # a block's products with parameters, but for
 OUT = "attention_out mlp_down"
@@ -186,7 +160,7 @@ def _backward(model: JointModel, frozen: tuple[str, ...]) -> list[tuple[Part, in
     first = 0 if model.text_encoder is not None else 1
     if frozen:
         params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
-        first = min(_stage(path) for path in flatten(partition.split(params, frozen)[0]))
+        first = min(_stage(path) for path in flatten(partition.partition(params, frozen)[0]))
     data = [f"backbone/{name}_in" for name in model.modalities]
     result = []
     for part in parts(model):
@@ -216,9 +190,3 @@ def _stage(path: str) -> int:
 
 def distills(config: Mapping[str, Any]) -> bool:
     return build(ObjectiveConfig, config["objective"], "objective").distills
-
-
-def peak_flops() -> float | None:
-    """Peak of all devices together, FLOP/s; None where it is not known (CPUs, unlisted chips)."""
-    peak = PEAKS.get(jax.devices()[0].device_kind)
-    return peak * jax.device_count() if peak else None

@@ -23,7 +23,7 @@ from absl import logging
 from tqdm import tqdm
 
 from mf_jax.joint_model import JointModel
-from mf_jax.monitoring import flops, metrics
+from mf_jax.monitoring import chips, flops, metrics
 from mf_jax.monitoring.goodput import DATA, Goodput, Span
 from mf_jax.monitoring.step_times import StepTimes
 
@@ -46,7 +46,7 @@ class Log:
         self._steps = config["train"]["steps"]
         self._batch = config["train"]["batch"]
         self._flops = flops.step_flops(model, config)
-        self._peak = flops.peak_flops()
+        self._peak = chips.peak_flops()
         self._hardware_flops = flops.hardware_flops(model, config) if self._peak else 0
         self._last = start
         self._goodput = goodput

@@ -9,7 +9,7 @@ import socket
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ClusterSpec:
     """Attributes:
     coordinator: HOST:PORT of process 0. processes: how many there are. process: which one this is.
     timeout: seconds to wait for all to be there.
@@ -49,7 +49,7 @@ def find(
     processes: int | None,
     process: int | None,
     timeout: float | None,
-) -> Place | None:
+) -> ClusterSpec | None:
     """This process's place by the flags of the command line; None for a process by itself.
 
     Raises:
@@ -68,13 +68,13 @@ def find(
     if given:
         if missing := [flag for flag in explicit if flag not in given]:
             raise ValueError(f"{', '.join(given)} without {', '.join(missing)}; all three are needed")
-        return Place(coordinator, processes, process, **wait_for)
+        return ClusterSpec(coordinator, processes, process, **wait_for)
     if timeout is not None:
         raise ValueError("--init-timeout is about several processes; it needs --distributed=auto or --coordinator")
     return None
 
 
-def _detect(timeout: float = 300) -> Place:
+def _detect(timeout: float = 300) -> ClusterSpec:
     """By jax's own rules, which are no public part of it."""
     from jax._src.clusters import ClusterEnv
 
@@ -91,7 +91,7 @@ def _detect(timeout: float = 300) -> Place:
             "--distributed=auto finds neither Cloud TPU nor GKE, Slurm (processes started by srun) or Open MPI here; "
             "give --coordinator=HOST:PORT --processes=N --process=I, or no such flag to train in one process"
         )
-    return Place(coordinator, processes, process, timeout)
+    return ClusterSpec(coordinator, processes, process, timeout)
 
 
 def is_loopback(host: str) -> bool:
@@ -102,17 +102,17 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(entry[4][0].partition("%")[0]).is_loopback for entry in found)
 
 
-def loopback_hint(where: Place) -> str:
-    if not is_loopback(where.host):
+def loopback_hint(spec: ClusterSpec) -> str:
+    if not is_loopback(spec.host):
         return ""
     return (
-        f". {where.host} is an address that each host has for itself: with processes on several hosts, --coordinator "
+        f". {spec.host} is an address that each host has for itself: with processes on several hosts, --coordinator "
         "must be process 0's address in their network"
     )
 
 
-def check_loopback(where: Place) -> None:
+def check_loopback(spec: ClusterSpec) -> None:
     """Where Slurm says that there are several hosts, there is no need to wait for the timeout."""
     hosts = max(int(os.environ.get(name, "1")) for name in ("SLURM_JOB_NUM_NODES", "SLURM_STEP_NUM_NODES"))
-    if hosts > 1 and is_loopback(where.host):
-        raise ValueError(f"--coordinator is {where.coordinator}, and the job has {hosts} hosts{loopback_hint(where)}")
+    if hosts > 1 and is_loopback(spec.host):
+        raise ValueError(f"--coordinator is {spec.coordinator}, and the job has {hosts} hosts{loopback_hint(spec)}")

@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 import jax
 
 from mf_jax.parallel import processes
-from mf_jax.parallel.cluster import Place, check_loopback, loopback_hint
-from mf_jax.parallel.processes import Crew
+from mf_jax.parallel.cluster import ClusterSpec, check_loopback, loopback_hint
+from mf_jax.parallel.processes import ProcessGroup
 
 # Seconds until jax's coordination service gives up a process whose connection stands but which sends nothing: one that
 # is stopped, or whose host swaps. The heartbeat comes from a C++ thread that neither Python's lock nor a compilation
@@ -39,12 +39,12 @@ class Missing(ConnectionError):
 
 @contextlib.contextmanager
 def joined(
-    where: Place | None, facts: Mapping[str, str], explain: Callable[[Exception], tuple[str, int] | None]
-) -> Iterator[Crew]:
-    """The processes of a run, all there; nothing has touched a device before. Without a place, a crew of one.
+    spec: ClusterSpec | None, facts: Mapping[str, str], explain: Callable[[Exception], tuple[str, int] | None]
+) -> Iterator[ProcessGroup]:
+    """The processes of a run, all there; nothing has touched a device before. Without a place, a group of one.
 
     An exception in the body ends this process and, within seconds, all others: it does not leave this context, except
-    in a crew of one.
+    in a group of one.
 
     Args:
       facts: what must be the same in all processes, by name: the config, say.
@@ -54,71 +54,71 @@ def joined(
       Missing: a process that did not arrive, a coordinator that cannot be reached.
       ValueError: other facts.
     """
-    if where is None or where.processes == 1:
-        yield Crew()
+    if spec is None or spec.processes == 1:
+        yield ProcessGroup()
         return
     facts = {"jax": jax.__version__, **facts}
-    peers = _gather(where, facts) if where.process == 0 else _report(where, facts)
-    together = Crew(where.process, peers)
+    peers = _gather(spec, facts) if spec.process == 0 else _report(spec, facts)
+    group = ProcessGroup(spec.process, peers)
     try:
-        # The preemption service would take SIGTERM, which Crew.stops is for.
+        # The preemption service would take SIGTERM, which ProcessGroup.should_stop is for.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
-            where.coordinator,
-            where.processes,
-            where.process,
-            initialization_timeout=int(where.timeout),
+            spec.coordinator,
+            spec.processes,
+            spec.process,
+            initialization_timeout=int(spec.timeout),
             heartbeat_timeout_seconds=HEARTBEAT,
         )
-        if jax.process_count() != where.processes:
+        if jax.process_count() != spec.processes:
             raise ValueError(
-                f"{where.processes} processes are there, but the {jax.default_backend()} devices are those of "
+                f"{spec.processes} processes are there, but the {jax.default_backend()} devices are those of "
                 f"{jax.process_count()}; is jax installed for the accelerator on all hosts?"
             )
-        yield together
+        yield group
     except BaseException as error:
         explained = explain(error) if isinstance(error, Exception) else None
         if explained:
-            together.fail(*explained)
-        together.fail(f"failed: {type(error).__name__}: {error}", 1, details=traceback.format_exc())
-    together.finish()
+            group.abort(*explained)
+        group.abort(f"failed: {type(error).__name__}: {error}", 1, details=traceback.format_exc())
+    group.finish()
     jax.distributed.shutdown()
 
 
-def _gather(where: Place, facts: Mapping[str, str]) -> dict[int, tuple[Connection, str]]:
-    """On process 0: connection and host name of all others, once all are there and of one mind."""
+def _gather(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Connection, str]]:
+    """On process 0: connection and host name of all others, once all are there with identical facts."""
     arrived: dict[int, tuple[Connection, str]] = {}
-    strangers: list[Connection] = []
-    deadline = time.monotonic() + where.timeout
+    unidentified: list[Connection] = []
+    deadline = time.monotonic() + spec.timeout
     both = socket.has_dualstack_ipv6()
     try:
         listener = socket.create_server(
-            ("", where.port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both, backlog=4096
+            ("", spec.port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both, backlog=4096
         )
     except OSError as error:
-        raise Missing(f"process 0 cannot listen on port {where.port} ({error}); give another --coordinator") from None
+        raise Missing(f"process 0 cannot listen on port {spec.port} ({error}); give another --coordinator") from None
 
     def refuse(error: Exception) -> NoReturn:
         answer = {"end": str(error), "missing": isinstance(error, Missing)}
-        for connection in [*strangers, *(connection for connection, _ in arrived.values())]:
+        for connection in [*unidentified, *(connection for connection, _ in arrived.values())]:
             _send(connection, answer)
         raise error
 
     with listener:
-        while len(arrived) < where.processes - 1:
+        while len(arrived) < spec.processes - 1:
             known = {connection: index for index, (connection, _) in arrived.items()}
-            ready = wait([listener, *strangers, *known], max(0.0, deadline - time.monotonic()))
+            ready = wait([listener, *unidentified, *known], max(0.0, deadline - time.monotonic()))
             if not ready:
-                missing = [str(index) for index in range(1, where.processes) if index not in arrived]
+                missing = [str(index) for index in range(1, spec.processes) if index not in arrived]
                 refuse(
                     Missing(
-                        f"{len(missing)} of {where.processes} processes did not arrive at {where.coordinator} within "
-                        f"{where.timeout:g} s: process {', '.join(missing)}{loopback_hint(where)}"
+                        f"{len(missing)} of {spec.processes} processes did not arrive at {spec.coordinator} within "
+                        f"{spec.timeout:g} s: process {', '.join(missing)}{loopback_hint(spec)}"
                     )
                 )
             for source in ready:
                 if source is listener:
-                    strangers.append(_connection(listener.accept()[0]))
+                    unidentified.append(_connection(listener.accept()[0]))
                 elif source in known:  # it died, and may come back
                     source.close()
                     del arrived[known[source]]
@@ -128,14 +128,12 @@ def _gather(where: Place, facts: Mapping[str, str]) -> dict[int, tuple[Connectio
                         index, host = int(hello["process"]), str(hello["host"])
                         theirs, count = dict(hello["facts"]), int(hello["processes"])
                     except (EOFError, OSError, ValueError, KeyError, TypeError):
-                        strangers.remove(source)  # a health check, or a port scan
+                        unidentified.remove(source)  # a health check, or a port scan
                         source.close()
                         continue
-                    if count != where.processes:
+                    if count != spec.processes:
                         refuse(
-                            ValueError(
-                                f"process {index} on {host} has --processes={count}, process 0 {where.processes}"
-                            )
+                            ValueError(f"process {index} on {host} has --processes={count}, process 0 {spec.processes}")
                         )
                     if index in arrived or index == 0:
                         there = arrived[index][1] if index else socket.gethostname()
@@ -144,39 +142,39 @@ def _gather(where: Place, facts: Mapping[str, str]) -> dict[int, tuple[Connectio
                         key = differing[0]
                         text = f"process {index} on {host} has {key} {theirs.get(key)}, process 0 {facts.get(key)}"
                         refuse(ValueError(f"{text}; all processes need the same command, but for --process"))
-                    strangers.remove(source)
+                    unidentified.remove(source)
                     arrived[index] = (source, host)
     # The listener is closed: the port is free for jax.
-    for connection in strangers:
+    for connection in unidentified:
         connection.close()
     for connection, _ in arrived.values():
         _send(connection, {"go": True, "host": socket.gethostname()})
     return arrived
 
 
-def _report(where: Place, facts: Mapping[str, str]) -> dict[int, tuple[Connection, str]]:
+def _report(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Connection, str]]:
     """On the other processes: the connection to process 0, once it says that all are there."""
-    check_loopback(where)
-    deadline = time.monotonic() + where.timeout
+    check_loopback(spec)
+    deadline = time.monotonic() + spec.timeout
     while True:
         try:
-            plain = socket.create_connection((where.host, where.port), max(1.0, deadline - time.monotonic()))
+            plain = socket.create_connection((spec.host, spec.port), max(1.0, deadline - time.monotonic()))
             break
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise Missing(
-                    f"process {where.process} cannot reach the coordinator {where.coordinator} within "
-                    f"{where.timeout:g} s ({error}); is process 0 running there?{loopback_hint(where)}"
+                    f"process {spec.process} cannot reach the coordinator {spec.coordinator} within "
+                    f"{spec.timeout:g} s ({error}); is process 0 running there?{loopback_hint(spec)}"
                 ) from None
             time.sleep(0.2)
     connection = _connection(plain)
-    hello = {"process": where.process, "processes": where.processes, "host": socket.gethostname(), "facts": facts}
+    hello = {"process": spec.process, "processes": spec.processes, "host": socket.gethostname(), "facts": facts}
     _send(connection, hello)
     try:
         answer: dict[str, Any] = json.loads(connection.recv_bytes(processes.LIMIT))  # process 0 has the timeout
     except (EOFError, OSError, ValueError):
         raise Missing(
-            f"process {where.process}: what answers at {where.coordinator} is not process 0 waiting for this run, or "
+            f"process {spec.process}: what answers at {spec.coordinator} is not process 0 waiting for this run, or "
             "it ended; is another run still using the port?"
         ) from None
     if "end" in answer:

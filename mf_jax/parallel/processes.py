@@ -37,8 +37,8 @@ LIMIT = 2**20  # bytes of a message
 GOODBYE = 5.0  # seconds that an ending process waits for the others to have heard
 
 
-class Crew:
-    """The processes of a run, seen from one of them. `Crew()` is a process by itself: it waits for nobody."""
+class ProcessGroup:
+    """The processes of a run, seen from one of them. `ProcessGroup()` is a process by itself: it waits for nobody."""
 
     def __init__(self, process: int = 0, peers: Mapping[int, tuple[Connection, str]] | None = None):
         """Starts to listen.
@@ -51,51 +51,51 @@ class Crew:
         self._hosts = {index: host for index, (_, host) in (peers or {}).items()}
         self._peers = {index: connection for index, (connection, _) in (peers or {}).items()}
         self._sending = threading.Lock()
-        self._told: queue.Queue[Any] = queue.Queue()
-        self._here: queue.Queue[int] = queue.Queue()  # on process 0: who has come to `meet`
+        self._broadcasts: queue.Queue[Any] = queue.Queue()
+        self._arrived: queue.Queue[int] = queue.Queue()  # on process 0: who has come to `barrier`
         self._finished: set[int] = set()  # processes that may go without being missed
         self._ending = threading.Event()
-        self._calls = 0  # of `stops`
+        self._calls = 0  # of `should_stop`
         self._last = math.inf  # the call that returns True
         self._gate = threading.Lock()  # held by the thread while the processes agree on `_last`
         self._counts: dict[int, int] = {}  # on process 0: `_calls` of each, while they agree
         self._asked = False
-        self.stopped_by = ""  # "SIGTERM", or "SIGTERM to process 1": once `stops` has returned True
+        self.stopped_by = ""  # "SIGTERM", or "SIGTERM to process 1": once `should_stop` has returned True
         self._alone = peers is None
         if not self._alone:
             self._inbox, self._note = multiprocessing.Pipe(duplex=False)
-            self._thread = threading.Thread(target=self._listen, daemon=True, name="crew")
+            self._thread = threading.Thread(target=self._listen, daemon=True, name="process group")
             self._thread.start()
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is process 0: the one that writes logs, prints, and holds the workdir."""
         return self.process == 0
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Prints, on process 0 only."""
-        if self.leads:
+        if self.is_main:
             print(text, flush=True)
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What process 0 gave, on every process; each must call it, in the same order. Values go through JSON."""
         if self._alone:
             return value
-        if self.leads:
-            self._send({"tell": value})
+        if self.is_main:
+            self._send({"broadcast": value})
             return value
-        return self._told.get()
+        return self._broadcasts.get()
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Waits until all processes have come here as often."""
-        if self.leads:
+        if self.is_main:
             for _ in self._peers:
-                self._here.get()
+                self._arrived.get()
         else:
-            self._send({"here": True})
-        self.tell(None)
+            self._send({"barrier": True})
+        self.broadcast(None)
 
-    def stops(self, signals: Sequence[int]) -> bool:
+    def should_stop(self, signals: Sequence[int]) -> bool:
         """Whether to stop now; every process must ask once per step, and gets True at the same call.
 
         Costs a lock: only when a signal has come do the processes exchange how often each has asked, and the first
@@ -115,14 +115,14 @@ class Crew:
             self._calls += 1
             return self._calls >= self._last
 
-    def fail(self, text: str, status: int, details: str = "") -> NoReturn:
+    def abort(self, text: str, status: int, details: str = "") -> NoReturn:
         """Ends this process and all others, which print `text` as this one's. Details are printed here alone.
 
         The others may have failed first, and what went wrong here may only be a consequence: a collective that broke
         off, an orbax barrier that nobody came to. So this waits a moment for their word. It waits longer on the others
         than on process 0, which therefore is the one to report an error that all have in common.
         """
-        time.sleep(1.0 if self.leads else 3.0)
+        time.sleep(1.0 if self.is_main else 3.0)
         if self._ending.is_set():  # the thread is about to end this process
             time.sleep(2 * GOODBYE)
         self._ending.set()
@@ -167,16 +167,16 @@ class Crew:
                     self._end(message["end"], message["status"], sources)
                 elif "finished" in message:
                     self._finished.add(index)
-                elif "here" in message:
-                    self._here.put(index)
-                elif "tell" in message:
-                    self._told.put(message["tell"])
+                elif "barrier" in message:
+                    self._arrived.put(index)
+                elif "broadcast" in message:
+                    self._broadcasts.put(message["broadcast"])
                 else:
                     self._agree(index, message)
 
     def _agree(self, index: int, message: Mapping[str, Any]) -> None:
-        """One message of the exchange behind `stops`: stop (to process 0), hold, count, last."""
-        if "stop" in message and not self.leads:
+        """One message of the exchange behind `should_stop`: stop (to process 0), hold, count, last."""
+        if "stop" in message and not self.is_main:
             self._send(message)
         elif "stop" in message and not self.stopped_by:
             self.stopped_by = f"{message['stop']} to process {index}"
@@ -204,7 +204,7 @@ class Crew:
         """
         self._ending.set()
         os.write(2, f"mf_jax train: {text}\n".encode())
-        if self.leads:
+        if self.is_main:
             self._send({"end": text, "status": status})
             deadline = time.monotonic() + GOODBYE
             while len(sources) > 1 and (ready := wait(list(sources), max(0.0, deadline - time.monotonic()))):
@@ -217,7 +217,7 @@ class Crew:
 
     def _exit(self, status: int) -> NoReturn:
         """At once: no handler at exit may wait for processes that are gone."""
-        if self.leads:  # what it has said; the main thread may be stuck in saying more
+        if self.is_main:  # what it has said; the main thread may be stuck in saying more
             flush = threading.Thread(target=sys.stdout.flush, daemon=True)
             flush.start()
             flush.join(1.0)

@@ -1,7 +1,7 @@
 """Parameters that are trained and parameters that are not: splitting a tree in two, and putting it together again.
 
-Frozen parameters have no gradient, no optimizer state and no moving average. A tree is nested dicts; a path is its keys
-joined by "/".
+Untrained parameters have no gradient, no optimizer state and no moving average. A tree is nested dicts; a path is its
+keys joined by "/".
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from mf_jax.configurable import nearest
 
 
-def split(params: Mapping[str, Any], prefixes: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trained, frozen): what lies at or under one of the path prefixes is frozen.
+def partition(params: Mapping[str, Any], prefixes: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trained, untrained): what lies at or under one of the path prefixes is not trained.
 
     Raises:
       ValueError: a prefix under which there is nothing, or nothing left to train.
@@ -22,36 +22,36 @@ def split(params: Mapping[str, Any], prefixes: Sequence[str]) -> tuple[dict[str,
 
     def walk(node: Mapping[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         trained: dict[str, Any] = {}
-        frozen: dict[str, Any] = {}
+        untrained: dict[str, Any] = {}
         for key, value in node.items():
             here = f"{path}/{key}" if path else key
             if here in prefixes:
                 used.add(here)
-                frozen[key] = value
+                untrained[key] = value
             elif isinstance(value, Mapping):
                 below = walk(value, here)
-                for side, part in zip((trained, frozen), below, strict=True):
+                for side, part in zip((trained, untrained), below, strict=True):
                     if part:
                         side[key] = part
             else:
                 trained[key] = value
-        return trained, frozen
+        return trained, untrained
 
-    trained, frozen = walk(params, "")
+    trained, untrained = walk(params, "")
     for prefix in prefixes:
         if prefix not in used:
             raise ValueError(f"train.freeze names {prefix!r}; {nearest(prefix, _paths(params))}")
     if not trained:
         raise ValueError(f"train.freeze {tuple(prefixes)} leaves nothing to train")
-    return trained, frozen
+    return trained, untrained
 
 
-def merge(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split`."""
+def combine(trained: Mapping[str, Any], untrained: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `partition`."""
     result = dict(trained)
-    for key, value in frozen.items():
+    for key, value in untrained.items():
         both = key in result and isinstance(value, Mapping)
-        result[key] = merge(result[key], value) if both else value
+        result[key] = combine(result[key], value) if both else value
     return result
 
 

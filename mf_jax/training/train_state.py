@@ -23,13 +23,13 @@ INIT_STREAM = 0  # first fold of the seed for the initial parameters
 class TrainState(flax.struct.PyTreeNode):
     """Attributes:
     step: updates done.
-    params: float32 parameters that are trained. frozen: those that are not (train.freeze), {} without any.
+    params: float32 parameters that are trained. untrained: those that are not (train.freeze), {} without any.
     ema: moving average of params. opt_state: the optimizer's moments of params.
     """
 
     step: jax.Array
     params: Any
-    frozen: Any
+    untrained: Any
     ema: Any
     opt_state: Any
 
@@ -46,11 +46,11 @@ def initial_params(model: JointModel, config: Mapping[str, Any]) -> Any:
 
 def _from_params(params: Any, config: Mapping[str, Any]) -> TrainState:
     """Step 0 with these parameters, boxed or not; the EMA starts as they are."""
-    trained, frozen = partition.split(params, config["train"]["freeze"])
+    trained, untrained = partition.partition(params, config["train"]["freeze"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trained,
-        frozen=frozen,
+        untrained=untrained,
         ema=jax.tree.map(jnp.copy, trained),
         opt_state=optimizer_of(config).init(trained),
     )
@@ -81,7 +81,7 @@ def new(
 
 
 def layout_of_params(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
-    """Shapes, dtypes and NamedShardings of all parameters, trained and frozen."""
+    """Shapes, dtypes and NamedShardings of all parameters, trained and untrained."""
     boxed = jax.eval_shape(lambda: initial_params(model, config))
     return _placed(nn.unbox(boxed), sharding.shardings(boxed, mesh))
 

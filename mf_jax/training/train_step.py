@@ -78,23 +78,23 @@ def _draw(model: JointModel, seed: int, step: jax.Array, batch_size: int) -> dic
 def _errors(
     model: JointModel,
     objective: ObjectiveConfig,
-    networks: dict[str, Any],
+    frozen_params: dict[str, Any],
     params: Any,
-    frozen: Any,
+    untrained: Any,
     batch: Batch,
     drawn: dict[str, Any],
 ) -> dict[str, jax.Array]:
     """Squared velocity error summed over each example, by modality (B,); DISTILL is that to the teacher, weighted."""
     dropped = drawn["caption_u"] < objective.caption_dropout
     text = {n: jnp.where(dropped[:, None], null, batch[n]) for n, null in model.null_text.items()}
-    batch = model.prepare(networks, batch | text)
+    batch = model.prepare(frozen_params, batch | text)
     clean, valid = model.encode(batch)
     x, eps = {}, {}
     for i, (name, x0_BNC) in enumerate(clean.items()):
         key_B = jax.vmap(jax.random.fold_in, (0, None))(drawn["noise_key"], i)
         eps[name] = jax.vmap(lambda k, shape=x0_BNC.shape[1:]: jax.random.normal(k, shape))(key_B)
         x[name] = interpolate(x0_BNC, eps[name], drawn["t"][name], valid[name])
-    y = model.predict(partition.merge(params, frozen), x, drawn["t"], batch)
+    y = model.predict(partition.combine(params, untrained), x, drawn["t"], batch)
     errors = {
         name: loss.squared_error(
             y[name],
@@ -110,7 +110,9 @@ def _errors(
     if objective.distills:
         name = model.leading
         t_B, prediction = drawn["t"][name], model.modalities[name].prediction
-        teacher = model.predict(partition.merge(networks[TEACHER], frozen), {name: x[name]}, {name: t_B}, batch)
+        teacher = model.predict(
+            partition.combine(frozen_params[TEACHER], untrained), {name: x[name]}, {name: t_B}, batch
+        )
         student_v, teacher_v = (
             velocity_of(raw, x[name], t_B, prediction, objective.t_floor) for raw in (y[name], teacher[name])
         )
@@ -131,9 +133,9 @@ def loss_and_gradient(
     objective: ObjectiveConfig,
     seed: int,
     accumulate: int,
-    networks: dict[str, Any],
+    frozen_params: dict[str, Any],
     params: Any,
-    frozen: Any,
+    untrained: Any,
     batch: Batch,
     step: jax.Array,
 ) -> tuple[jax.Array, Any, dict[str, Any]]:
@@ -141,8 +143,8 @@ def loss_and_gradient(
 
     Args:
       accumulate: parts that the batch is computed in, one after the other; the result is that of the whole batch.
-      networks: parameters of the frozen networks, and of the teacher under TEACHER.
-      params, frozen: the model's; the gradient is that of params.
+      frozen_params: parameters of the frozen networks by name, and of the teacher under TEACHER.
+      params, untrained: the model's; the gradient is that of params.
 
     Returns:
       loss: sum over modalities of weight * (masked sum of squared velocity errors / global count); self-distillation
@@ -163,7 +165,7 @@ def loss_and_gradient(
         counts[DISTILL], scale[DISTILL] = counts[model.leading], scale[model.leading]
 
     def part_loss(params: Any, batch: Batch, drawn: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        errors = _errors(model, objective, networks, params, frozen, batch, drawn)
+        errors = _errors(model, objective, frozen_params, params, untrained, batch, drawn)
         return sum(scale[name] * jnp.sum(error_B) for name, error_B in errors.items()), errors
 
     gradient_of = jax.value_and_grad(part_loss, has_aux=True)
@@ -203,11 +205,11 @@ def make_train_step(
     accumulate: int,
     ema_decay: float,
 ) -> Callable[[TrainState, dict[str, Any], Batch], tuple[TrainState, dict[str, Any]]]:
-    """(state, networks, batch) -> (next state, metrics); metrics are device arrays that nobody has to wait for."""
+    """(state, frozen_params, batch) -> (next state, metrics); metrics are device arrays that nobody has to wait for."""
 
-    def train_step(state: TrainState, networks: dict[str, Any], batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def train_step(state: TrainState, frozen_params: dict[str, Any], batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         value, gradient, statistics = loss_and_gradient(
-            model, objective, seed, accumulate, networks, state.params, state.frozen, batch, state.step
+            model, objective, seed, accumulate, frozen_params, state.params, state.untrained, batch, state.step
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -218,7 +220,7 @@ def make_train_step(
             **statistics,
         }
         average = ema.update(state.ema, params, state.step, ema_decay)
-        return TrainState(state.step + 1, params, state.frozen, average, opt_state), metrics
+        return TrainState(state.step + 1, params, state.untrained, average, opt_state), metrics
 
     return train_step
 

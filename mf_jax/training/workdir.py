@@ -1,4 +1,4 @@
-"""The directory of a run: held by one run at a time, and the same on all its hosts."""
+"""The directory of a run: locked by one run at a time, and the same on all its hosts."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import socket
 import time
 from collections.abc import Iterator
 
-from mf_jax.parallel.processes import Crew
+from mf_jax.parallel.processes import ProcessGroup
 
-PATIENCE = 10.0  # seconds for what one host writes to be seen on the others
+VISIBLE_WITHIN = 10.0  # seconds for what one host writes to be seen on the others
 
 
 @contextlib.contextmanager
-def held(workdir: pathlib.Path, crew: Crew) -> Iterator[None]:
-    """Holds `workdir`, made where it does not exist, for this run; the system lets go of it when process 0 ends.
+def locked(workdir: pathlib.Path, group: ProcessGroup) -> Iterator[None]:
+    """Locks `workdir`, made where it does not exist, for this run; the system unlocks it when process 0 ends.
 
-    Process 0 has the lock and writes a word into it that the others must find there, so that a directory that the
-    hosts do not share is noticed now and not at the first checkpoint.
+    Process 0 has the lock and writes a random word into it that the others must find there, so that a directory that
+    the hosts do not share is noticed now and not at the first checkpoint.
 
     Raises:
       ValueError: another run holds it; it is not the directory that process 0 has.
     """
     path = workdir / "lock"
-    if not crew.leads:
-        _check_shared(path, crew.tell(None), crew)
+    if not group.is_main:
+        _check_shared(path, group.broadcast(None), group)
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
@@ -44,16 +44,16 @@ def held(workdir: pathlib.Path, crew: Crew) -> Iterator[None]:
         file.write(word)
         file.flush()
         os.fsync(file.fileno())
-        crew.tell(word)
+        group.broadcast(word)
         yield
 
 
-def _check_shared(path: pathlib.Path, word: str, crew: Crew) -> None:
-    deadline = time.monotonic() + PATIENCE
+def _check_shared(path: pathlib.Path, word: str, group: ProcessGroup) -> None:
+    deadline = time.monotonic() + VISIBLE_WITHIN
     while not path.is_file() or path.read_text() != word:
         if time.monotonic() > deadline:
             raise ValueError(
-                f"workdir {path.parent} of process {crew.process} on {socket.gethostname()} is not that of process 0; "
+                f"workdir {path.parent} of process {group.process} on {socket.gethostname()} is not that of process 0; "
                 "all hosts must share it (NFS, Lustre, a mounted bucket)"
             )
         time.sleep(0.1)

@@ -69,7 +69,7 @@ def test_too_large(config_file, capsys):
 
 @needs_libtpu
 def test_bytes_by_hand(tiny_config):
-    job = step.prepare(resolve(tiny_config, SHARDED), topology.devices("v5e:2x2"))
+    job = step.make_job(resolve(tiny_config, SHARDED), topology.devices("v5e:2x2"))
     found = step.argument_bytes(job)
     state, _, batch = job.arguments
     whole = sum(size(leaf) for leaf in jax.tree.leaves(state.params) if not any(leaf.sharding.spec))
@@ -87,7 +87,7 @@ def test_bytes_by_hand(tiny_config):
 @needs_libtpu
 def test_published_sizes_of_frozen_networks():
     """UMT5-XXL's encoder has 5.68 billion parameters, the autoencoder 84 million; of both 1/16 is on a chip."""
-    job = step.prepare(load("configs/t2i_370m.py"), topology.devices("v5e:4x4"))
+    job = step.make_job(load("configs/t2i_370m.py"), topology.devices("v5e:4x4"))
     _, networks, batch = job.arguments
     block = 4 * 4096 * 4096 + 3 * 4096 * 10240 + 2 * 4096 + 32 * 64
     assert size(networks["text"]) == 256384 * 4096 + 24 * block + 4096

@@ -6,7 +6,7 @@ import pytest
 
 from mf_jax import train
 from mf_jax.checkpoint.initialize import origins
-from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.checkpoint.saved_model import SavedModel
 from mf_jax.config.loading import resolve
 from mf_jax.models.weight_table import flatten
 
@@ -57,7 +57,7 @@ def test_post_training_starts_from_pre_training(tiny_config, tmp_path):
     tiny_config["optimizer"]["learning_rate"] = 0.0
     train.train(resolve(tiny_config), tmp_path / "mofo")
 
-    before, after = Stored(tmp_path / "t2i"), Stored(tmp_path / "mofo")
+    before, after = SavedModel(tmp_path / "t2i"), SavedModel(tmp_path / "mofo")
     old, new = before.params(), after.params()
     flat = flatten(old), flatten(new)
     for path, value in flat[0].items():

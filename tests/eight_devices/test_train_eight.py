@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mf_jax import train
-from mf_jax.checkpoint.manager import CheckpointConfig, Checkpoints, digest
+from mf_jax.checkpoint.manager import Checkpoints, digest
 from mf_jax.config import loading as configs
+from mf_jax.config.sections import CheckpointConfig
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state

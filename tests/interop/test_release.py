@@ -10,7 +10,7 @@ import safetensors.numpy
 import mf_jax
 from mf_jax import train
 from mf_jax.checkpoint.manager import Checkpoints
-from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.checkpoint.saved_model import SavedModel
 from mf_jax.config.loading import resolve
 from mf_jax.interop import export, import_weights
 from mf_jax.joint_model import build_model
@@ -94,7 +94,7 @@ def base(release, tmp_path_factory, request):
 
 def test_what_a_text_to_image_file_lacks_is_cloned_or_made(base):
     workdir, origins = base
-    params = flatten(Stored(workdir).params())
+    params = flatten(SavedModel(workdir).params())
     for here, there in origins.cloned.items():
         np.testing.assert_array_equal(params[here], params[there])
     assert {path.split("/")[1] for path in origins.cloned} == {
@@ -115,13 +115,13 @@ def test_post_training_leaves_frozen_weights_alone(base, release_config, tmp_pat
     assert train.train(resolve(release_config, ["train.steps=1"]), run) == 1
     assert train.train(config, run) == 2
     assert train.train(config, tmp_path / "straight") == 2
-    straight = flatten(Stored(tmp_path / "straight").params("params"))
-    for path, value in flatten(Stored(run).params("params")).items():
+    straight = flatten(SavedModel(tmp_path / "straight").params("params"))
+    for path, value in flatten(SavedModel(run).params("params")).items():
         np.testing.assert_array_equal(value, straight[path], err_msg=path)
     export.export(run, tmp_path / "out", layout="official", weights="params")
     written = TensorFiles(tmp_path / "out")["dit.double_blocks.0.img_attn.proj.weight"]
     np.testing.assert_array_equal(written, straight["backbone/double/image/attention_out/kernel"][0].T)
-    before, after = flatten(Stored(base[0]).params()), flatten(Stored(run).params("params"))
+    before, after = flatten(SavedModel(base[0]).params()), flatten(SavedModel(run).params("params"))
     assert set(before) == set(after)
     changed = {path for path in before if not np.array_equal(before[path], after[path])}
     frozen = {path for path in before if path.startswith(FREEZE)}
@@ -194,7 +194,7 @@ def test_image_alone_is_the_text_to_image_model(base, release_config, release, t
     del release_config["modalities"]["depth"]
     release_config["modes"] = dict(t2i=dict(probability=1.0))
     import_weights.import_weights(release / "flux2.safetensors", resolve(release_config), tmp_path / "t2i")
-    t2i, joint = Stored(tmp_path / "t2i"), Stored(base[0])
+    t2i, joint = SavedModel(tmp_path / "t2i"), SavedModel(base[0])
     keys = jax.random.split(jax.random.key(0), 3)
     x = {"image": jax.random.normal(keys[0], (4, 24, 16)), "depth": jax.random.normal(keys[1], (4, 24, 64))}
     t = {"image": np.array([0.2, 0.5, 0.8, 1.0]), "depth": np.ones(4)}

@@ -8,8 +8,10 @@ from flax import linen as nn
 from mf_jax.config.loading import load
 from mf_jax.joint_model import build_model
 from mf_jax.modalities import flux2_latent
-from mf_jax.models import frozen_flops
+from mf_jax.models import autoencoder_flops
 from mf_jax.models.autoencoder import AutoencoderConfig, Decoder, Encoder
+from mf_jax.models.text import qwen3 as qwen3_module
+from mf_jax.models.text import umt5 as umt5_module
 from mf_jax.models.text.encoders import Qwen3Text, UMT5Text
 from mf_jax.models.text.qwen3 import Qwen3, Qwen3Config
 from mf_jax.models.text.umt5 import UMT5Config, UMT5Encoder
@@ -43,13 +45,13 @@ def test_umt5_xxl_by_hand():
 def test_qwen3_against_xla():
     """One layer, as XLA counts a loop's body once."""
     config = Qwen3Config(1000, 512, 1536, 2, 8, 2, 64, 1e6)
-    expected = frozen_flops.qwen3(config, 1, 256)
+    expected = qwen3_module.forward_flops(config, 1, 256)
     assert counted(Qwen3(config, (1,)), *text_inputs(256)) == pytest.approx(expected, rel=0.02)
 
 
 def test_umt5_against_xla():
     config = UMT5Config(1000, 512, 1280, 64, 1, 8, 32, 128)
-    expected = frozen_flops.umt5(config, 256)
+    expected = umt5_module.forward_flops(config, 256)
     assert counted(UMT5Encoder(config), *text_inputs(256)) == pytest.approx(expected, rel=0.02)
 
 
@@ -58,7 +60,7 @@ def test_autoencoder_against_xla(sizes):
     """The published sizes at 256x256, and others at an oblong resolution. XLA leaves out the taps on the border."""
     config = AutoencoderConfig(**sizes)
     H, W = (256, 256) if not sizes else (128, 192)
-    encoder, decoder = frozen_flops.autoencoder(config, (H, W))
+    encoder, decoder = autoencoder_flops.autoencoder(config, (H, W))
     image = jax.ShapeDtypeStruct((1, H, W, 3), jnp.float32)
     latent = jax.ShapeDtypeStruct((1, H // config.reduction, W // config.reduction, config.packed), jnp.float32)
     assert counted(Encoder(config), image) == pytest.approx(encoder, rel=0.03)
@@ -68,11 +70,11 @@ def test_autoencoder_against_xla(sizes):
 def test_sizes_come_from_the_files_at_hand(goldens):
     qwen3 = Qwen3Text(checkpoint=str(goldens / "qwen3"), max_length=16, layers=(1, 2)).flops()
     config = Qwen3Config.from_json(goldens / "qwen3" / "config.json")
-    assert qwen3.encode == frozen_flops.qwen3(config, 2, 16) and qwen3.source.endswith("qwen3/config.json")
+    assert qwen3.encode == qwen3_module.forward_flops(config, 2, 16) and qwen3.source.endswith("qwen3/config.json")
     codec = flux2_latent.Codec(checkpoint=str(goldens / "flux2_vae"), channels=16, reduction=8)
     found = flux2_latent.network(codec, jnp.float32).flops((32, 48))
     golden = AutoencoderConfig(channels=32, multipliers=(1, 2, 1), blocks=1, latent=4)
-    assert (found.encode, found.decode) == frozen_flops.autoencoder(golden, (32, 48))
+    assert (found.encode, found.decode) == autoencoder_flops.autoencoder(golden, (32, 48))
 
 
 def test_unknown_sizes_are_not_guessed():
@@ -87,5 +89,5 @@ def test_published_configs_have_known_costs():
     """The encoders that the shipped configs name, where their files are not at hand: UMT5-XXL, FLUX.2's autoencoder."""
     model = build_model(load("configs/mofo_370m.py"))
     text, image = (model.networks[name].flops(model.resolution) for name in ("text", "image"))
-    assert text.encode == frozen_flops.umt5(frozen_flops.UMT5_XXL, 256) and "UMT5-XXL" in text.source
-    assert (image.encode, image.decode) == frozen_flops.autoencoder(AutoencoderConfig(), (256, 256))
+    assert text.encode == umt5_module.forward_flops(umt5_module.UMT5_XXL, 256) and "UMT5-XXL" in text.source
+    assert (image.encode, image.decode) == autoencoder_flops.autoencoder(AutoencoderConfig(), (256, 256))

@@ -18,8 +18,8 @@ from mf_jax.config.loading import resolve
 from mf_jax.joint_model import build_model
 from mf_jax.models import remat
 from mf_jax.models.flat_dit import Block
-from mf_jax.models.frozen_flops import FrozenFlops
-from mf_jax.monitoring import flops
+from mf_jax.models.frozen import FrozenFlops
+from mf_jax.monitoring import chips, flops
 
 TEXT, IMAGE, DEPTH = 96 // 8, 2 * 2, 2 * 2  # tokens of the tiny config
 TOTAL = TEXT + IMAGE + DEPTH
@@ -238,7 +238,7 @@ def test_peaks(monkeypatch):
         device_kind = "abacus"
 
     monkeypatch.setattr(jax, "devices", lambda: [Device()])
-    assert flops.peak_flops() is None
+    assert chips.peak_flops() is None
     for kind, peak in {"TPU v4": 275e12, "TPU7x": 1153.5e12, "NVIDIA H200": 989e12, "NVIDIA H100 PCIe": 756e12}.items():
         Device.device_kind = kind
-        assert flops.peak_flops() == peak * jax.device_count()
+        assert chips.peak_flops() == peak * jax.device_count()

@@ -59,10 +59,10 @@ def counted(function, *arguments):
 
 def gradient_count(model, config):
     def loss(trained, frozen, x, t, fields):
-        return sum(jnp.sum(y) for y in model.predict(partition.merge(trained, frozen), x, t, fields).values())
+        return sum(jnp.sum(y) for y in model.predict(partition.combine(trained, frozen), x, t, fields).values())
 
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
-    return counted(jax.value_and_grad(loss), *partition.split(params, config["train"]["freeze"]), *abstract(model))
+    return counted(jax.value_and_grad(loss), *partition.partition(params, config["train"]["freeze"]), *abstract(model))
 
 
 @pytest.mark.parametrize("sizes", [FLAT, FLUX2], ids=["flat_dit", "flux2"])

@@ -8,7 +8,7 @@ import pytest
 
 from mf_jax.config import loading as configs
 from mf_jax.joint_model import build_model
-from mf_jax.monitoring import flops, train_log
+from mf_jax.monitoring import chips, flops, train_log
 from mf_jax.monitoring.goodput import CHECKPOINT, COMPILE, DATA, Goodput
 from mf_jax.monitoring.metrics import NotFinite
 from mf_jax.monitoring.train_log import Log
@@ -128,7 +128,7 @@ def test_what_follows_the_last_step_is_in_the_accounts(make_log, tmp_path, clock
 
 
 def test_speed_and_mfu_are_of_the_same_seconds(make_log, tiny_config, tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(flops, "peak_flops", lambda: 3e9)
+    monkeypatch.setattr(chips, "peak_flops", lambda: 3e9)
     log = make_log(log_every=2, remat="full")
     for step in (1, 2):
         clock.now += 1

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh
 from mf_jax.__main__ import _explain
 from mf_jax.checkpoint import initialize
 from mf_jax.checkpoint.manager import Checkpoints, digest
-from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.checkpoint.saved_model import SavedModel
 from mf_jax.config import loading as configs
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import cluster, distributed, sharding
@@ -59,7 +59,7 @@ def main(where, config_file, workdirs):
         orders = [range(8), [7, 6, 5, 4, 3, 2, 1, 0], [0, 4, 1, 5, 2, 6, 3, 7], [3, 4, 0, 7, 1, 6, 5, 2]]
         rows = [rows_arrive(list(order), axes) for order in orders for axes in ((8, 1), (2, 4))]
         config = configs.load(config_file, [f"init.checkpoint={workdirs[0]}"])
-        source = Stored(workdirs[0])
+        source = SavedModel(workdirs[0])
         params, _ = initialize.params(build_model(config), config, mesh, source.params("ema", mesh))
         source.close()
         found |= {"rows": rows, "initial": digest(gathered(params)), "devices": jax.device_count()}

@@ -15,7 +15,7 @@ import pytest
 
 from mf_jax.checkpoint import initialize
 from mf_jax.checkpoint.manager import digest
-from mf_jax.checkpoint.saved_model import Stored
+from mf_jax.checkpoint.saved_model import SavedModel
 from mf_jax.config import loading as configs
 from mf_jax.joint_model import build_model
 from mf_jax.parallel import sharding
@@ -45,9 +45,9 @@ def assert_close(got, expected, steps):
 
 
 def params(workdir):
-    stored = Stored(workdir)
-    arrays = stored.params("params")
-    stored.close()
+    saved = SavedModel(workdir)
+    arrays = saved.params("params")
+    saved.close()
     return arrays
 
 
@@ -92,7 +92,7 @@ def test_checkpoints_are_the_same_bits_on_either_side(two, one, start, digests, 
         assert digests(workdir) == found[str(workdir)]
     config = configs.load(str(config_file), [f"init.checkpoint={two}"])
     mesh = sharding.make_mesh(sharding.MeshConfig(data=1))
-    stored = Stored(two)
-    taken, _ = initialize.params(build_model(config), config, mesh, stored.params("ema", mesh))
-    stored.close()
+    saved = SavedModel(two)
+    taken, _ = initialize.params(build_model(config), config, mesh, saved.params("ema", mesh))
+    saved.close()
     assert digest(taken) == found["initial"]

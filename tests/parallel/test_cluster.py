@@ -26,7 +26,7 @@ def test_without_flags_there_is_one_process():
 )
 def test_explicit_flags(coordinator, host, port):
     where = find(coordinator=coordinator, processes=4, process=3, timeout=7.5)
-    assert where == cluster.Place(coordinator, 4, 3, 7.5) and (where.host, where.port) == (host, port)
+    assert where == cluster.ClusterSpec(coordinator, 4, 3, 7.5) and (where.host, where.port) == (host, port)
     assert find(coordinator=coordinator, processes=4, process=3).timeout == 300
 
 
@@ -76,7 +76,7 @@ def test_auto_says_why_a_cluster_could_not_be_asked(monkeypatch):
 
 
 def test_loopback_on_several_hosts(monkeypatch):
-    local, named = cluster.Place("localhost:1", 2, 1), cluster.Place("192.0.2.1:1", 2, 1)
+    local, named = cluster.ClusterSpec("localhost:1", 2, 1), cluster.ClusterSpec("192.0.2.1:1", 2, 1)
     assert "an address that each host has for itself" in cluster.loopback_hint(local)
     assert cluster.loopback_hint(named) == ""
     cluster.check_loopback(local)

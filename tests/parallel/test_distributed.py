@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mf_jax.parallel.cluster import Place
+from mf_jax.parallel.cluster import ClusterSpec
 from mf_jax.parallel.distributed import Missing, _gather, _report
 
 
@@ -26,7 +26,7 @@ class Meeting:
         self.results, self._threads = {}, []
 
     def come(self, process, name=None, facts=None, processes=None):
-        where = Place(self.address, processes or self.processes, process, self.timeout)
+        where = ClusterSpec(self.address, processes or self.processes, process, self.timeout)
 
         def run():
             try:

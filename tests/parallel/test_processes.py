@@ -10,23 +10,23 @@ import time
 
 import pytest
 
-from mf_jax.parallel.processes import Crew
+from mf_jax.parallel.processes import ProcessGroup
 
 
 @pytest.fixture
-def crews():
-    """A function count -> that many processes' crews, connected. At the end all have finished: nobody is missed."""
+def groups():
+    """A function count -> that many processes' groups, connected. At the end all have finished: nobody is missed."""
     made = []
 
     def make(count):
         ends = {index: multiprocessing.Pipe() for index in range(1, count)}
-        leader = Crew(0, {index: (here, f"host{index}") for index, (here, _) in ends.items()})
-        made.extend([leader, *(Crew(index, {0: (there, "host0")}) for index, (_, there) in ends.items())])
+        leader = ProcessGroup(0, {index: (here, f"host{index}") for index, (here, _) in ends.items()})
+        made.extend([leader, *(ProcessGroup(index, {0: (there, "host0")}) for index, (_, there) in ends.items())])
         return made
 
     yield make
-    for crew in made:
-        crew.finish()
+    for group in made:
+        group.finish()
     time.sleep(0.05)
 
 
@@ -42,39 +42,39 @@ def in_threads(functions):
     return [results.get(i) for i in range(len(functions))]
 
 
-def run(crew, steps, signals, pauses, arrives, lockstep):
+def run(group, steps, signals, pauses, arrives, lockstep):
     """Steps as a training run does them: at `arrives` the signal comes; a collective keeps all within a step."""
     for step in range(steps):
         time.sleep(pauses[step])
         if step == arrives:
             signals.append(signal.SIGTERM)
-        if crew.stops(signals):
+        if group.should_stop(signals):
             return step
         lockstep.wait()
     return steps
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_all_stop_at_the_same_step(crews, seed):
+def test_all_stop_at_the_same_step(groups, seed):
     """Whoever is told, whoever is slow, and if several are told at once."""
     draw = random.Random(seed)
-    together = crews(3)
+    together = groups(3)
     told = draw.sample(range(3), k=draw.choice([1, 1, 2, 3]))
     arrives = draw.randrange(4)
     lockstep = threading.Barrier(3)
     jobs = []
-    for index, crew in enumerate(together):
+    for index, group in enumerate(together):
         pauses = [draw.choice([0.0, 0.0, 0.003]) for _ in range(4000)]
-        jobs.append(lambda c=crew, p=pauses, a=arrives if index in told else -1: run(c, len(p), [], p, a, lockstep))
+        jobs.append(lambda c=group, p=pauses, a=arrives if index in told else -1: run(c, len(p), [], p, a, lockstep))
     stopped = in_threads(jobs)
     assert len(set(stopped)) == 1 and arrives <= stopped[0] < 4000, stopped
-    assert {crew.stopped_by for crew in together} == {together[0].stopped_by}
+    assert {group.stopped_by for group in together} == {together[0].stopped_by}
     assert together[0].stopped_by in {f"SIGTERM to process {index}" for index in told}
 
 
-def test_a_signal_before_the_first_step_stops_after_it(crews):
+def test_a_signal_before_the_first_step_stops_after_it(groups):
     """However late the others begin: nobody has taken a step that the agreement could miss."""
-    leader, other = crews(2)
+    leader, other = groups(2)
     lockstep = threading.Barrier(2)
     late = [0.5, *[0.0] * 3999]
     stopped = in_threads(
@@ -87,52 +87,56 @@ def test_a_signal_before_the_first_step_stops_after_it(crews):
     assert leader.stopped_by == "SIGINT to process 1"
 
 
-def test_without_a_signal_nothing_is_sent_and_nobody_stops(crews, monkeypatch):
-    leader, other = crews(2)
+def test_without_a_signal_nothing_is_sent_and_nobody_stops(groups, monkeypatch):
+    leader, other = groups(2)
     with monkeypatch.context() as patched:
-        patched.setattr(Crew, "_send", None)
-        assert not any(crew.stops([]) for crew in (leader, other) for _ in range(100))
+        patched.setattr(ProcessGroup, "_send", None)
+        assert not any(group.should_stop([]) for group in (leader, other) for _ in range(100))
     assert leader.stopped_by == ""
 
 
 def test_a_process_by_itself_stops_at_once():
-    alone = Crew()
-    assert alone.leads and alone.tell("word") == "word"
-    assert not alone.stops([])
-    assert alone.stops([signal.SIGTERM])
+    alone = ProcessGroup()
+    assert alone.is_main and alone.broadcast("word") == "word"
+    assert not alone.should_stop([])
+    assert alone.should_stop([signal.SIGTERM])
     assert alone.stopped_by == "SIGTERM"
 
 
-def test_process_0_tells_the_others_in_order(crews, capsys):
-    together = crews(3)
+def test_process_0_tells_the_others_in_order(groups, capsys):
+    together = groups(3)
     words = [None, 7, "lock", [1, 2]]
-    jobs = [lambda crew=crew: [crew.tell(word if crew.leads else "mine") for word in words] for crew in together]
+    jobs = [
+        lambda group=group: [group.broadcast(word if group.is_main else "mine") for word in words] for group in together
+    ]
     assert in_threads(jobs) == [words] * 3
-    for crew in together:
-        crew.say(f"I am {crew.process}")
+    for group in together:
+        group.print(f"I am {group.process}")
     assert capsys.readouterr().out == "I am 0\n"
 
 
-def test_nobody_leaves_a_meeting_before_all_have_come(crews):
-    together, here, left = crews(3), [], []
+def test_nobody_leaves_a_meeting_before_all_have_come(groups):
+    together, here, left = groups(3), [], []
 
-    def come(crew):
+    def come(group):
         for meeting in range(20):
             time.sleep(random.random() / 200)
             here.append(meeting)
-            crew.meet()
+            group.barrier()
             left.append(here.count(meeting))
 
-    in_threads([lambda crew=crew: come(crew) for crew in together])
+    in_threads([lambda group=group: come(group) for group in together])
     assert left == [3] * 60
-    Crew().meet()
+    ProcessGroup().barrier()
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_who_has_finished_may_go_and_nobody_else(crews, monkeypatch, finished):
+def test_who_has_finished_may_go_and_nobody_else(groups, monkeypatch, finished):
     ends = []
-    monkeypatch.setattr(Crew, "_end", lambda self, text, status, sources: ends.append((self.process, status, text)))
-    leader, other = crews(2)
+    monkeypatch.setattr(
+        ProcessGroup, "_end", lambda self, text, status, sources: ends.append((self.process, status, text))
+    )
+    leader, other = groups(2)
     leader.finish()
     if finished:
         other.finish()

@@ -44,8 +44,8 @@ def test_frozen_parameters(flux2_config, randomised, make_batch):
     flat = flatten(start)
     held, trained = under(FROZEN, flat), flatten(state.params)
     assert len(held) == 2 * 9
-    assert set(flatten(state.frozen)) == held and set(trained) == set(flatten(state.ema)) == set(flat) - held
-    for name, value in flatten(state.frozen).items():
+    assert set(flatten(state.untrained)) == held and set(trained) == set(flatten(state.ema)) == set(flat) - held
+    for name, value in flatten(state.untrained).items():
         np.testing.assert_array_equal(value, flat[name], err_msg=name)
     for name, value in trained.items():
         assert np.any(np.asarray(value) != flat[name]), name

@@ -17,15 +17,15 @@ TREE = {"a": {"x": {"k": 1, "s": 2}, "y": {"k": 3}}, "b": {"k": 4}}
     ],
 )
 def test_split_and_merge(prefixes, frozen):
-    parts = partition.split(TREE, prefixes)
+    parts = partition.partition(TREE, prefixes)
     assert parts[1] == frozen
-    assert partition.merge(*parts) == TREE
+    assert partition.combine(*parts) == TREE
     assert "a" in parts[0] or "a" in prefixes
 
 
 def test_a_prefix_is_a_whole_path():
     """ "a/x" does not freeze "a/xs"."""
-    assert partition.split({"a": {"x": 1, "xs": 2}}, ("a/x",)) == ({"a": {"xs": 2}}, {"a": {"x": 1}})
+    assert partition.partition({"a": {"x": 1, "xs": 2}}, ("a/x",)) == ({"a": {"xs": 2}}, {"a": {"x": 1}})
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ def test_a_prefix_is_a_whole_path():
 )
 def test_bad_prefixes(prefixes, message):
     with pytest.raises(ValueError, match=message):
-        partition.split(TREE, prefixes)
+        partition.partition(TREE, prefixes)

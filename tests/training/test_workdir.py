@@ -6,27 +6,27 @@ import time
 
 import pytest
 
-from mf_jax.parallel.processes import Crew
+from mf_jax.parallel.processes import ProcessGroup
 from mf_jax.training import workdir
-from mf_jax.training.workdir import held
+from mf_jax.training.workdir import locked
 
 
 @pytest.fixture
 def pair():
     here, there = multiprocessing.Pipe()
-    crews = Crew(0, {1: (here, "host1")}), Crew(1, {0: (there, "host0")})
-    yield crews
-    for crew in crews:
-        crew.finish()
+    groups = ProcessGroup(0, {1: (here, "host1")}), ProcessGroup(1, {0: (there, "host0")})
+    yield groups
+    for group in groups:
+        group.finish()
     time.sleep(0.05)
 
 
-def hold(path, crew, found):
+def hold(path, group, found):
     try:
-        with held(path, crew):
-            found[crew.process] = "held"
+        with locked(path, group):
+            found[group.process] = "held"
     except ValueError as error:
-        found[crew.process] = str(error)
+        found[group.process] = str(error)
 
 
 def both(pair, paths):
@@ -45,8 +45,8 @@ def test_hosts_that_share_it(pair, tmp_path):
 
 def test_hosts_that_do_not(pair, tmp_path, monkeypatch):
     """Not even where another run has left a lock of its own."""
-    monkeypatch.setattr(workdir, "PATIENCE", 0.2)
-    with held(tmp_path / "local", Crew()):
+    monkeypatch.setattr(workdir, "VISIBLE_WITHIN", 0.2)
+    with locked(tmp_path / "local", ProcessGroup()):
         pass
     found = both(pair, [tmp_path / "shared", tmp_path / "local"])
     assert found[0] == "held"
@@ -54,8 +54,8 @@ def test_hosts_that_do_not(pair, tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_refused_leaves_the_word_of_the_one_that_holds_it(tmp_path):
-    with held(tmp_path, Crew()):
+    with locked(tmp_path, ProcessGroup()):
         word = (tmp_path / "lock").read_text()
-        with pytest.raises(ValueError, match="is in use by another run"), held(tmp_path, Crew()):
+        with pytest.raises(ValueError, match="is in use by another run"), locked(tmp_path, ProcessGroup()):
             pass
         assert (tmp_path / "lock").read_text() == word != ""

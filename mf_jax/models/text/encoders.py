@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from mf_jax.configurable import check_at_least
 from mf_jax.data.tokenizer import ByteTokenizer, Qwen3Tokenizer, UMT5Tokenizer
-from mf_jax.models import frozen, frozen_flops, weight_table
-from mf_jax.models.frozen import FrozenNetwork
-from mf_jax.models.frozen_flops import FrozenFlops
+from mf_jax.models import frozen, weight_table
+from mf_jax.models.frozen import FrozenFlops, FrozenNetwork
+from mf_jax.models.text import qwen3, umt5
 from mf_jax.models.text import qwen3_weights as qwen3_names
 from mf_jax.models.text import umt5_weights as umt5_names
 from mf_jax.models.text.byte import ByteTextEncoder
@@ -138,7 +138,7 @@ class FrozenText:
 class Qwen3Text(FrozenText):
     """Qwen3 as FLUX.2 reads it. layers: whose states are joined on the channels."""
 
-    PUBLISHED: ClassVar[Qwen3Config] = frozen_flops.QWEN3_8B
+    PUBLISHED: ClassVar[Qwen3Config] = qwen3.QWEN3_8B
     width: int = 12288
     layers: tuple[int, ...] = (9, 18, 27)
 
@@ -151,8 +151,8 @@ class Qwen3Text(FrozenText):
 
     def flops(self) -> FrozenFlops:
         """Of one text, see FrozenNetwork.flops."""
-        config, source = self._sizes(Qwen3Config, frozen_flops.QWEN3_8B, "Qwen3-8B")
-        return FrozenFlops(frozen_flops.qwen3(config, self.layers[-1], self.max_length), 0, source)
+        config, source = self._sizes(Qwen3Config, qwen3.QWEN3_8B, "Qwen3-8B")
+        return FrozenFlops(qwen3.forward_flops(config, self.layers[-1], self.max_length), 0, source)
 
     def table(self, module: nn.Module, files: TensorFiles) -> list[Entry]:
         return qwen3_names.table(module)
@@ -162,7 +162,7 @@ class Qwen3Text(FrozenText):
 class UMT5Text(FrozenText):
     """The encoder of UMT5, as the from-scratch family reads it."""
 
-    PUBLISHED: ClassVar[UMT5Config] = frozen_flops.UMT5_XXL
+    PUBLISHED: ClassVar[UMT5Config] = umt5.UMT5_XXL
     width: int = 4096
 
     def tokenizer(self) -> UMT5Tokenizer:
@@ -174,8 +174,8 @@ class UMT5Text(FrozenText):
 
     def flops(self) -> FrozenFlops:
         """Of one text, see FrozenNetwork.flops."""
-        config, source = self._sizes(UMT5Config, frozen_flops.UMT5_XXL, "UMT5-XXL")
-        return FrozenFlops(frozen_flops.umt5(config, self.max_length), 0, source)
+        config, source = self._sizes(UMT5Config, umt5.UMT5_XXL, "UMT5-XXL")
+        return FrozenFlops(umt5.forward_flops(config, self.max_length), 0, source)
 
     def table(self, module: nn.Module, files: TensorFiles) -> list[Entry]:
         return umt5_names.table(module, files)

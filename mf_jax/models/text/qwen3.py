@@ -82,6 +82,30 @@ class Qwen3Config:
         return cls(**sizes(path, values, _SIZES), rope_theta=float(theta))
 
 
+# By its published config.json: what FLOPs and compilation go by where that file is not at hand.
+QWEN3_8B = Qwen3Config(
+    vocab_size=151936,
+    hidden_size=4096,
+    intermediate_size=12288,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    rope_theta=1e6,
+)
+
+
+def forward_flops(config: Qwen3Config, layers: int, tokens: int) -> int:
+    """FLOPs of the first `layers` layers, 2 per multiply-add of the matrix products, padding included.
+
+    Attention is causal, and computed, and counted, in full.
+    """
+    heads = config.num_attention_heads * config.head_dim
+    kv_heads = config.num_key_value_heads * config.head_dim
+    weights = config.hidden_size * (2 * heads + 2 * kv_heads + 3 * config.intermediate_size)
+    return 2 * layers * (tokens * weights + 2 * tokens**2 * heads)
+
+
 def rotate_halves(x_BLHE: jax.Array, table: tuple[np.ndarray, np.ndarray]) -> jax.Array:
     """Rotary embedding on channel pairs (j, j + E / 2), in float32; `table` as `layers.rotary_table` makes it."""
     cos, sin = (entry[:, None, :] for entry in table)

@@ -62,6 +62,26 @@ class UMT5Config:
         return cls(**sizes(path, values, [field.name for field in dataclasses.fields(cls)]))
 
 
+# By its published config.json: what FLOPs and compilation go by where that file is not at hand.
+UMT5_XXL = UMT5Config(
+    vocab_size=256384,
+    d_model=4096,
+    d_ff=10240,
+    d_kv=64,
+    num_layers=24,
+    num_heads=64,
+    relative_attention_num_buckets=32,
+    relative_attention_max_distance=128,
+)
+
+
+def forward_flops(config: UMT5Config, tokens: int) -> int:
+    """FLOPs of the encoder, 2 per multiply-add of the matrix products, padding included."""
+    heads = config.num_heads * config.d_kv
+    weights = config.d_model * (4 * heads + 3 * config.d_ff)
+    return 2 * config.num_layers * (tokens * weights + 2 * tokens**2 * heads)
+
+
 def position_buckets(positions: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
     """The bucket of each relative position, key minus query.
 
