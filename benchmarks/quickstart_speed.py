@@ -47,7 +47,8 @@ def step_seconds(config) -> tuple[float, float]:
     loader.close()
     objective = build(ObjectiveConfig, config["objective"], "objective")
     step = jax.jit(
-        make_train_step(model, objective, train_state.optimizer_of(config), config["seed"], 1, 0.99), donate_argnums=0
+        make_train_step(model, objective, config.optimizer.make(config.train.steps), config["seed"], 1, 0.99),
+        donate_argnums=0,
     )
     holder = {"state": train_state.new(model, config, mesh)}
 

@@ -22,7 +22,6 @@ from mf_jax.joint_model import JointModel, build_model
 from mf_jax.modalities import flux2_latent
 from mf_jax.models import backbones
 from mf_jax.models.text import encoders
-from mf_jax.training import train_state
 from mf_jax.training.optimizer import OptimizerConfig
 from mf_jax.training.train_step import ObjectiveConfig, make_train_step
 
@@ -77,7 +76,7 @@ def model_of(config: Mapping[str, Any]) -> JointModel:
 def train_step(model: JointModel, config: Mapping[str, Any]) -> Callable[..., Any]:
     """(state, networks, batch) -> (state, metrics), not compiled."""
     objective = build(ObjectiveConfig, config["objective"], "objective")
-    optimizer = train_state.optimizer_of(config)
+    optimizer = config.optimizer.make(config.train.steps)
     train = config["train"]
     return make_train_step(model, objective, optimizer, config["seed"], train["accumulate"], train["ema_decay"])
 

@@ -1,6 +1,8 @@
-"""From a section of the config to the dataclass that it configures. An unknown key is an error that names the nearest.
+"""From the sections of a config, nested mappings, to the frozen dataclasses that the code uses, and back.
 
-No jax here: the data workers import it.
+A dataclass declares with `part` which of its fields are sections themselves. `complete` fills the
+defaults in, `build` makes the object, `plain` turns it into mappings again. An unknown key is an error that names the
+nearest. No jax here: the data workers import it.
 """
 
 from __future__ import annotations
@@ -8,9 +10,156 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
-T = TypeVar("T")
+
+class Spec(Protocol):
+    """How a part of a config is read."""
+
+    def complete(self, given: Any, where: str) -> Any:
+        """The part as mappings and values, with the defaults of all keys that are not given; `given` is left alone."""
+
+    def build(self, given: Any, where: str) -> Any:
+        """The object that the part, complete or not, describes."""
+
+    def plain(self, built: Any) -> Any:
+        """Inverse of `build`."""
+
+    def child(self, given: Mapping[str, Any], name: str) -> Spec | None:
+        """How the entry `name` of this part is read; None for a plain value, KeyError for one that it cannot have."""
+
+    def names(self, given: Mapping[str, Any]) -> Iterable[str]:
+        """The entries that this part can have, as far as they are known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """The fields of one dataclass."""
+
+    cls: type
+
+    def complete(self, given: Any, where: str) -> dict[str, Any]:
+        _check_keys(self.cls, given, where)
+        result = {}
+        for field in _fields(self.cls).values():
+            spec = spec_of(field)
+            if field.name in given:
+                value = given[field.name]
+                result[field.name] = spec.complete(value, _join(where, field.name)) if spec else value
+            elif (value := _default(field)) is not dataclasses.MISSING:
+                result[field.name] = spec.plain(value) if spec else value
+        return result
+
+    def build(self, given: Any, where: str) -> Any:
+        _check_keys(self.cls, given, where)
+        values = {}
+        for name, field in _fields(self.cls).items():
+            if name not in given:
+                if _default(field) is dataclasses.MISSING:
+                    raise ValueError(f"config key {_join(where, name)} is missing")
+                continue
+            value, spec = given[name], spec_of(field)
+            if type(field.default) is int and isinstance(value, float):
+                raise ValueError(f"config key {_join(where, name)} is {value!r}; it must be a whole number")
+            values[name] = spec.build(value, _join(where, name)) if spec else _frozen(value)
+        return self.cls(**values)
+
+    def plain(self, built: Any) -> dict[str, Any]:
+        result = {}
+        for name, field in _fields(type(built)).items():
+            spec = spec_of(field)
+            result[name] = spec.plain(getattr(built, name)) if spec else getattr(built, name)
+        return result
+
+    def child(self, given: Mapping[str, Any], name: str) -> Spec | None:
+        return spec_of(_fields(self.cls)[name])
+
+    def names(self, given: Mapping[str, Any]) -> Iterable[str]:
+        return _fields(self.cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """The fields of the dataclass that the key `kind` names in a table; its first one without that key.
+
+    Attributes:
+      required: `kind` must be given.
+    """
+
+    table: Mapping[str, type]
+    required: bool = False
+
+    def complete(self, given: Any, where: str) -> dict[str, Any]:
+        kind, rest = self._kind(given, where)
+        return {"kind": kind, **Section(self.table[kind]).complete(rest, where)}
+
+    def build(self, given: Any, where: str) -> Any:
+        kind, rest = self._kind(given, where)
+        return Section(self.table[kind]).build(rest, where)
+
+    def plain(self, built: Any) -> dict[str, Any]:
+        kind = next(kind for kind, cls in self.table.items() if cls is type(built))
+        return {"kind": kind, **Section(type(built)).plain(built)}
+
+    def child(self, given: Mapping[str, Any], name: str) -> Spec | None:
+        return None if name == "kind" else Section(self.table[self._kind(given, "")[0]]).child(given, name)
+
+    def names(self, given: Mapping[str, Any]) -> Iterable[str]:
+        return ["kind", *_fields(self.table[self._kind(given, "")[0]])]
+
+    def with_kind(self, given: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+        """The part with another kind: keys that it knows keep their values, the others are its defaults."""
+        _, rest = self._kind({**given, "kind": kind}, where)
+        known = _fields(self.table[kind])
+        return self.complete({"kind": kind} | {key: value for key, value in rest.items() if key in known}, where)
+
+    def _kind(self, given: Any, where: str) -> tuple[str, dict[str, Any]]:
+        _check_mapping(given, where)
+        if self.required and "kind" not in given:
+            raise ValueError(f"config key {where}.kind is missing; there are: {', '.join(self.table)}")
+        kind = given.get("kind", next(iter(self.table)))
+        if kind not in self.table:
+            raise ValueError(f"{where}.kind is {kind!r}; {nearest(str(kind), self.table)}")
+        return kind, {key: value for key, value in given.items() if key != "kind"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Parts of one form under names that the user chooses; at least one."""
+
+    spec: Spec
+
+    def complete(self, given: Any, where: str) -> dict[str, Any]:
+        self._check(given, where)
+        return {name: self.spec.complete(part, _join(where, name)) for name, part in given.items()}
+
+    def build(self, given: Any, where: str) -> dict[str, Any]:
+        self._check(given, where)
+        return {name: self.spec.build(part, _join(where, name)) for name, part in given.items()}
+
+    def plain(self, built: Any) -> dict[str, Any]:
+        return {name: self.spec.plain(part) for name, part in built.items()}
+
+    def child(self, given: Mapping[str, Any], name: str) -> Spec | None:
+        return self.spec
+
+    def names(self, given: Mapping[str, Any]) -> Iterable[str]:
+        return given
+
+    def _check(self, given: Any, where: str) -> None:
+        _check_mapping(given, where)
+        if not given:
+            raise ValueError(f"config section {where} is empty; give it at least one entry")
+
+
+def part(spec: Spec) -> dict[str, Spec]:
+    """The metadata of a field that is read by `spec`: `optimizer: T = dataclasses.field(metadata=part(Section(T)))`."""
+    return {"spec": spec}
+
+
+def spec_of(field: dataclasses.Field) -> Spec | None:
+    """How a field of a section is read; None for a plain value."""
+    return field.metadata.get("spec")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -32,43 +181,45 @@ def check_at_least(where: str, settings: Any, **least: float) -> None:
             raise ValueError(f"{where}.{name} is {value!r}; it must be a number and at least {bound}")
 
 
-def kind_of(kinds: Mapping[str, type[T]], section: Mapping[str, Any], where: str) -> type[T]:
-    """The class that a section's `kind` names, the first of `kinds` without one.
+def check_one_of(where: str, value: Any, known: Iterable[Any]) -> None:
+    """For `__post_init__`: a value must be one of a few.
 
     Raises:
-      ValueError: an unknown kind (names the nearest).
+      ValueError: naming the key, its value and the known ones.
     """
-    kind = section.get("kind", next(iter(kinds)))
-    if kind not in kinds:
-        raise ValueError(f"{where}.kind is {kind!r}; {nearest(str(kind), kinds)}")
-    return kinds[kind]
+    known = tuple(known)
+    if not any(value == one and type(value) is type(one) for one in known):
+        raise ValueError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, known))}")
 
 
-def build_kind(kinds: Mapping[str, type[T]], section: Mapping[str, Any], where: str) -> T:
-    """`build` of the class that the section's `kind` names."""
-    return build(kind_of(kinds, section, where), {k: v for k, v in section.items() if k != "kind"}, where)
+def _fields(cls: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
 
-def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
-    """`cls(**section)` for a dataclass, lists made tuples.
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
-    Args:
-      where: the section's path in the config, for messages.
 
-    Raises:
-      ValueError: an unknown key (names the nearest), or one that is missing.
-    """
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    for key in section:
-        if key not in fields:
-            raise ValueError(f"unknown config key {where}.{key}; {nearest(key, fields)}")
-    for name, field in fields.items():
-        if type(field.default) is int and isinstance(section.get(name), float):
-            raise ValueError(f"config key {where}.{name} is {section[name]!r}; it must be a whole number")
-        if (
-            name not in section
-            and field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ):
-            raise ValueError(f"config key {where}.{name} is missing")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _check_mapping(given: Any, where: str) -> None:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"config key {where} is {given!r}; it must be a section, a mapping of keys to values")
+
+
+def _check_keys(cls: type, given: Any, where: str) -> None:
+    _check_mapping(given, where)
+    known = _fields(cls)
+    for key in given:
+        if key not in known:
+            hint = nearest(str(key), known) if known else "it takes no keys"
+            raise ValueError(f"unknown config key {_join(where, str(key))}; {hint}")
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

@@ -8,20 +8,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mf_jax.configurable import build, build_kind
 from mf_jax.diffusion.noise_levels import Mode
-from mf_jax.modalities.base import Batch, Modality, build_modality
+from mf_jax.modalities.base import Batch, Modality
 from mf_jax.models import frozen
-from mf_jax.models.backbones import KINDS as BACKBONES
+from mf_jax.models.backbones import BackboneConfig
 from mf_jax.models.stream import Stream
-from mf_jax.models.text import encoders
+from mf_jax.models.text.encoders import TextConfig
 
 Params = Any
 Tokens = dict[str, jax.Array]
@@ -39,7 +38,7 @@ class JointModel:
 
     modalities: dict[str, Modality]
     modes: dict[str, Mode]
-    text: Any
+    text: TextConfig
     text_encoder: nn.Module | None
     backbone: nn.Module
     networks: dict[str, frozen.FrozenNetwork]
@@ -116,48 +115,56 @@ class JointModel:
         }
 
 
-def build_model(config: Mapping[str, Any], platform: str | None = None) -> JointModel:
-    """The model of a resolved config.
+class ModelConfig(Protocol):
+    """The parts of a config that a model depends on."""
+
+    @property
+    def modalities(self) -> Mapping[str, Modality]: ...
+
+    @property
+    def modes(self) -> Mapping[str, Mode]: ...
+
+    @property
+    def text(self) -> TextConfig: ...
+
+    @property
+    def model(self) -> BackboneConfig: ...
+
+    @property
+    def data(self) -> Resolution: ...
+
+
+class Resolution(Protocol):
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """(H, W) that the model sees."""
+
+
+def build_model(config: ModelConfig, platform: str | None = None) -> JointModel:
+    """The model of a config.
 
     Args:
       platform: that it is to run on, "cpu", "gpu" or "tpu", which "auto" values depend on; that of this process's
         devices unless said.
 
     Raises:
-      ValueError: options that do not fit together, naming them.
+      ValueError: what the platform cannot do, or a resolution that does not divide into tokens.
     """
-    built = [build_modality(name, section) for name, section in config["modalities"].items()]
-    modalities = {m.name: m for m in sorted(built, key=lambda m: m.position)}
-    if len({m.position for m in built}) < len(built):
-        raise ValueError(f"modalities share a position: { {m.name: m.position for m in built} }; give each its own")
-    if "text" in modalities:
-        raise ValueError("a modality cannot be called 'text'; give modalities.text another name")
-    modes = {name: build(Mode, section, f"modes.{name}") for name, section in sorted(config["modes"].items())}
-    for name, mode in modes.items():
-        for clean in mode.clean:
-            if clean not in modalities:
-                raise ValueError(f"modes.{name}.clean names {clean!r}; the modalities are {', '.join(modalities)}")
-        if set(mode.clean) == set(modalities):
-            raise ValueError(f"modes.{name} holds every modality clean; one must be left to learn")
-    total = sum(mode.probability for mode in modes.values())
-    if abs(total - 1.0) > 1e-6:
-        raise ValueError(f"the probabilities of modes sum to {total}; they must sum to 1")
-    prompt = build_kind(encoders.KINDS, config["text"], "text")
-    model = build_kind(BACKBONES, config["model"], "model")
+    modalities = {m.name: m for m in sorted(config.modalities.values(), key=lambda m: m.position)}
     platform = jax.default_backend() if platform is None else platform
-    dtype = model.on(platform)["dtype"]
+    dtype = config.model.on(platform)["dtype"]
     streams = tuple(Stream(m.name, m.codec.channels, m.position, m.decoder_blocks) for m in modalities.values())
-    networks = {name: m.network(dtype) for name, m in modalities.items() if m.network is not None}
-    if (encoder := prompt.network(dtype)) is not None:
+    networks = {name: network for name, m in modalities.items() if (network := m.network(dtype)) is not None}
+    if (encoder := config.text.network(dtype)) is not None:
         networks["text"] = encoder
     joint = JointModel(
         modalities=modalities,
-        modes=modes,
-        text=prompt,
-        text_encoder=prompt.encoder(dtype),
-        backbone=model.module(streams, platform),
+        modes=dict(sorted(config.modes.items())),
+        text=config.text,
+        text_encoder=config.text.encoder(dtype),
+        backbone=config.model.module(streams, platform),
         networks=networks,
-        resolution=tuple(config["data"]["resolution"]),
+        resolution=config.data.resolution,
     )
     joint.grids  # noqa: B018  (an indivisible resolution is found here, not in the first step)
     return joint

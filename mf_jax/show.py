@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mf_jax.checkpoint.manager import Checkpoints, digest
 from mf_jax.config import loading as configs
-from mf_jax.configurable import build
+from mf_jax.config.config import Config
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.monitoring import flops
 from mf_jax.parallel import sharding
@@ -35,9 +35,9 @@ def show_config(spec: str, overrides: Sequence[str], devices: int | None = None)
     _print_counts(model, params, config)
 
 
-def _print_layout(model: JointModel, config: Mapping[str, Any], devices: int) -> None:
+def _print_layout(model: JointModel, config: Config, devices: int) -> None:
     """Every parameter with the mesh axes of its dimensions, and the bytes of the train state on each device."""
-    layout = build(sharding.MeshConfig, config["mesh"], "mesh")
+    layout = config.mesh
     sizes = sharding.mesh_sizes(layout, devices)
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
     with sharding.rules(layout.rules):
@@ -70,7 +70,7 @@ def show_checkpoint(directory: str) -> None:
     if not folder.is_dir():
         raise ValueError(f"no checkpoints in {directory}; give the --workdir of a training run")
     checkpoints = Checkpoints(folder)
-    config = configs.resolve(checkpoints.config())
+    config = configs.resolve_saved(checkpoints.config())
     model = build_model(config)
     held = checkpoints.items()
     state = vars(train_state.abstract(model, config))
@@ -86,15 +86,15 @@ def show_checkpoint(directory: str) -> None:
         print(f"{name} sha256: {digest(tree)}")
 
 
-def _print_config(config: Mapping[str, Any]) -> None:
+def _print_config(config: Config) -> None:
     print(ConfigDict(configs.to_dict(config)))
 
 
-def _print_counts(model: JointModel, params: Any, config: Mapping[str, Any]) -> None:
+def _print_counts(model: JointModel, params: Any, config: Config) -> None:
     def count(tree: Any) -> int:
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
-    batch = config["train"]["batch"]
+    batch = config.train.batch
     tokens = {name: rows * columns for name, (rows, columns) in model.grids.items()}
     tokens["text"] = model.text.tokens
     per_token = ", ".join(f"{name} {n}" for name, n in tokens.items())
@@ -103,14 +103,14 @@ def _print_counts(model: JointModel, params: Any, config: Mapping[str, Any]) -> 
     print(f"tokens per example: {total} ({per_token}); per step of {batch}: {total * batch:,}")
     step = flops.step_flops(model, config)
     print(f"model FLOPs per step: {step:.4g} (forward of one example: {flops.forward_flops(model):.4g})")
-    if paths := config["train"]["freeze"]:
+    if paths := config.train.freeze:
         print(f"untrained parameters: {count(partition.partition(params, paths)[1]):,} ({', '.join(paths)})")
-    if flops.distills(config):
+    if config.objective.distills:
         print(f"teacher, forward of one example: {flops.teacher_flops(model):.4g}, counted in the step")
     _print_hardware(model, config)
 
 
-def _print_hardware(model: JointModel, config: Mapping[str, Any]) -> None:
+def _print_hardware(model: JointModel, config: Config) -> None:
     """FLOPs besides the model's: what remat computes again, and the frozen networks, each apart."""
     networks = {}
     for name, network in model.networks.items():
@@ -123,5 +123,5 @@ def _print_hardware(model: JointModel, config: Mapping[str, Any]) -> None:
         decode = f", decoding {cost.decode:.4g}" if cost.decode else ""
         print(f"frozen network {name}, forward of one example: {cost.encode:.4g}{decode} ({cost.source})")
     step = flops.hardware_flops(dataclasses.replace(model, networks=networks), config)
-    counted = ["the model's", f"remat {config['model']['remat']}", *(f"frozen {name}" for name in networks)]
+    counted = ["the model's", f"remat {config.model.remat}", *(f"frozen {name}" for name in networks)]
     print(f"hardware FLOPs per step: {step:.4g} ({', '.join(counted)})")

@@ -11,7 +11,7 @@ import contextlib
 import pathlib
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,9 +20,8 @@ import numpy as np
 from mf_jax.checkpoint import initialize
 from mf_jax.checkpoint.manager import Checkpoints
 from mf_jax.checkpoint.saved_model import SavedModel
-from mf_jax.config.loading import difference, resolve, to_dict
-from mf_jax.config.sections import CheckpointConfig
-from mf_jax.configurable import build
+from mf_jax.config.config import Config
+from mf_jax.config.loading import difference, resolve_saved, to_dict
 from mf_jax.data.loader import build_train_loader
 from mf_jax.joint_model import build_model
 from mf_jax.models import frozen
@@ -32,7 +31,7 @@ from mf_jax.monitoring.train_log import Log
 from mf_jax.parallel import sharding
 from mf_jax.parallel.processes import ProcessGroup
 from mf_jax.training import compilation, train_state
-from mf_jax.training.train_step import TEACHER, ObjectiveConfig, jit_train_step
+from mf_jax.training.train_step import TEACHER, jit_train_step
 from mf_jax.training.workdir import locked
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
@@ -60,7 +59,7 @@ MAY_CHANGE = (
 
 
 def train(
-    config: Mapping[str, Any],
+    config: Config,
     workdir: str | pathlib.Path,
     group: ProcessGroup | None = None,
     began: float | None = None,
@@ -88,36 +87,34 @@ def train(
     workdir = pathlib.Path(workdir)
     with locked(workdir, group), _stop_signals() as signals, contextlib.ExitStack() as stack:
         goodput = Goodput(workdir / "goodput.json", began)
-        stack.enter_context(
-            compilation.persistent_cache(config["train"]["compilation_cache"], workdir / "compilation_cache")
-        )
+        stack.enter_context(compilation.persistent_cache(config.train.compilation_cache, workdir / "compilation_cache"))
 
         # Mesh, model, data
-        layout = build(sharding.MeshConfig, config["mesh"], "mesh")
+        layout = config.mesh
         mesh = sharding.make_mesh(layout)
         stack.enter_context(sharding.rules(layout.rules))
-        steps, batch_size = config["train"]["steps"], config["train"]["batch"]
+        steps, batch_size = config.train.steps, config.train.batch
         model = build_model(config)
-        sharding.check_batch(batch_size, config["train"]["accumulate"], mesh)
+        sharding.check_batch(batch_size, config.train.accumulate, mesh)
         sharding.check_divisible(model.sizes, mesh)
         loader = build_train_loader(
-            config["data"],
+            config.data,
             batch_size=batch_size,
             tokenizer=model.text.tokenizer(),
-            seed=config["seed"],
+            seed=config.seed,
             rows=sharding.batch_rows(mesh, batch_size),
         )
         stack.callback(loader.close)
 
         # Where the run is: the latest checkpoint of this workdir, or step 0
-        checkpoints = Checkpoints(workdir / "checkpoints", build(CheckpointConfig, config["checkpoint"], "checkpoint"))
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
         stack.callback(checkpoints.close)
         latest = group.broadcast(checkpoints.latest())
         resumes = latest is not None
         if resumes:
             if "opt_state" not in checkpoints.items(latest):
                 raise ValueError(f"{workdir} is an import; train in another --workdir with init.checkpoint={workdir}")
-            _check_same(resolve(checkpoints.config(latest)), config, workdir)
+            _check_same(resolve_saved(checkpoints.config(latest)), config, workdir)
             loader.set_state(checkpoints.iterator(latest))
         start = latest or 0
         if start >= steps:
@@ -126,17 +123,17 @@ def train(
         loader.start()  # its workers take seconds to start, in which the state is made
 
         # Frozen networks and, for self-distillation, the teacher
-        objective = build(ObjectiveConfig, config["objective"], "objective")
-        if objective.distills and (not config["init"]["checkpoint"] or len(model.modalities) < 2):
+        objective = config.objective
+        if objective.distills and (not config.init.checkpoint or len(model.modalities) < 2):
             raise ValueError(
                 "self-distillation (objective.distill_high, distill_low) needs init.checkpoint, the model that teaches "
                 "it, and a second modality; set both weights to 0 to train without"
             )
         frozen_params = frozen.load(model.networks, mesh)
         weights = None
-        if config["init"]["checkpoint"] and (objective.distills or not resumes):
-            source = SavedModel(config["init"]["checkpoint"])
-            weights = source.params(config["init"]["weights"], mesh)
+        if config.init.checkpoint and (objective.distills or not resumes):
+            source = SavedModel(config.init.checkpoint)
+            weights = source.params(config.init.weights, mesh)
             source.close()
         if objective.distills:
             frozen_params[TEACHER] = initialize.teacher(config, weights)
@@ -147,7 +144,7 @@ def train(
             state = _restore(checkpoints, latest, train_state.abstract(model, config, mesh))
         elif weights is not None:
             params, origins = initialize.params(model, config, mesh, weights)
-            group.print(f"starting from {config['init']['checkpoint']}: {origins}")
+            group.print(f"starting from {config.init.checkpoint}: {origins}")
             state = train_state.new(model, config, mesh, params)
             del params, weights
         else:
@@ -160,14 +157,14 @@ def train(
         step_fn = jit_train_step(model, config, mesh)
         batch = next(loader)
         goodput.spend(STARTUP, time.monotonic())
-        dump = workdir / "hlo" if config["train"]["dump_hlo"] and group.is_main else None
+        dump = workdir / "hlo" if config.train.dump_hlo and group.is_main else None
         with sharding.scope(mesh):
             step_fn = compilation.compile_step(step_fn, (state, frozen_params, sharding.put_batch(batch, mesh)), dump)
         group.barrier()  # whoever has the step from the cache is here first; collectives wait less patiently
         goodput.spend(COMPILE, time.monotonic())
         log = Log(workdir, model, config, start, goodput, writes=group.is_main)
         stack.callback(log.close)
-        profile = ProfileWindow(config["train"]["profile_steps"] if group.is_main else (), workdir / "profile")
+        profile = ProfileWindow(config.train.profile_steps if group.is_main else (), workdir / "profile")
         stack.callback(profile.close)
 
         # Steps
@@ -181,7 +178,7 @@ def train(
             log.started(step + 1, step_metrics)
 
             last = group.should_stop(signals) or step + 1 == steps
-            if last or (step + 1) % config["checkpoint"]["every"] == 0:
+            if last or (step + 1) % config.checkpoint.every == 0:
                 log.read()
                 with log.waiting(CHECKPOINT):
                     checkpoints.save(step + 1, _items(state), loader.get_state(), to_dict(config))
@@ -226,8 +223,8 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], workdir: pathlib.Path) -> None:
-    may_change = MAY_CHANGE + (("train.steps",) if config["optimizer"]["schedule"] == "constant" else ())
+def _check_same(saved: Config, config: Config, workdir: pathlib.Path) -> None:
+    may_change = MAY_CHANGE + (("train.steps",) if config.optimizer.schedule == "constant" else ())
     changed = [
         entry
         for entry in difference(saved, config)

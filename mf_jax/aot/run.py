@@ -6,7 +6,6 @@ Every figure is of one device, and of the program that the compiler of those dev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -16,6 +15,7 @@ from mf_jax.aot.hlo import Module, parse
 from mf_jax.aot.roofline import roofline
 from mf_jax.aot.traffic import traffic
 from mf_jax.config import loading as configs
+from mf_jax.config.config import Config
 from mf_jax.monitoring import flops
 from mf_jax.monitoring.chips import CHIPS, DEVICES, GIB, GPU_SHARE, Chip
 
@@ -50,12 +50,12 @@ def compile_config(spec: str, overrides: Sequence[str], name: str | None, slices
     return 0 if try_config(config, devices) is not None else 1
 
 
-def try_config(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> step.Program | None:
+def try_config(config: Config, devices: Sequence[jax.Device]) -> step.Program | None:
     """Compiles and reports; None where it does not fit."""
     job = step.make_job(config, devices)
     chip = CHIPS.get(devices[0].device_kind)
     axes = ", ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
-    print(f"mesh: {axes}; batch {config['train']['batch']}, accumulate {config['train']['accumulate']}", flush=True)
+    print(f"mesh: {axes}; batch {config.train.batch}, accumulate {config.train.accumulate}", flush=True)
     for line in job.assumed:
         print(f"assumed: {line}")
     try:

@@ -9,13 +9,12 @@ the end by a larger batch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
 from mf_jax.aot import step
-from mf_jax.config.loading import resolve, to_dict
+from mf_jax.config.config import Config
 from mf_jax.monitoring.chips import CHIPS, GIB
 
 # By what they compute again, the least first. `offload` computes what attention_mlp does, and moves it besides.
@@ -87,7 +86,7 @@ def search(
         fitting.append(larger)
 
 
-def search_config(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> int:
+def search_config(config: Config, devices: Sequence[jax.Device]) -> int:
     """Prints the tries and the overrides to use; 0 if anything fits.
 
     Raises:
@@ -100,18 +99,22 @@ def search_config(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> i
         )
 
     def need(batch: int, accumulate: int, remat: str) -> float:
-        overrides = [f"train.batch={batch}", f"train.accumulate={accumulate}", f"model.remat={remat}"]
+        tried = dataclasses.replace(
+            config,
+            train=dataclasses.replace(config.train, batch=batch, accumulate=accumulate),
+            model=dataclasses.replace(config.model, remat=remat),
+        )
         try:
-            return step.compile_step(step.make_job(resolve(to_dict(config), overrides), devices)).memory.total
+            return step.compile_step(step.make_job(tried, devices)).memory.total
         except step.OutOfMemory as error:
             return error.needed
 
-    train = config["train"]
+    train = config.train
     ids = step.make_job(config, devices).arguments[2]["text_ids"]
-    shares = train["batch"] // ids.sharding.shard_shape(ids.shape)[0]
+    shares = train.batch // ids.sharding.shard_shape(ids.shape)[0]
     best = None
     print(f"{'batch':>8}{'accumulate':>12}{'per device':>12}  {'remat':<15}{'GiB':>9}  of {chip.usable / GIB:.2f}")
-    for one in search(train["batch"], train["accumulate"], shares, chip.usable, need):
+    for one in search(train.batch, train.accumulate, shares, chip.usable, need):
         verdict = "fits" if one.fits else "does not fit, not compiled" if one.skipped else "does not fit"
         row = f"{one.batch:>8}{one.accumulate:>12}{one.part:>12}  {one.remat:<15}{one.needed / GIB:9.2f}  {verdict}"
         print(row, flush=True)

@@ -9,21 +9,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mf_jax.config.loading import resolve, to_dict
-from mf_jax.configurable import build
+from mf_jax.config.config import Config
 from mf_jax.data.transforms import example_shapes
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.monitoring import chips
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state
-from mf_jax.training.train_step import TEACHER, ObjectiveConfig, jit_train_step
+from mf_jax.training.train_step import TEACHER, jit_train_step
 
 
 class OutOfMemory(Exception):
@@ -50,7 +49,7 @@ class Job:
       assumed: what was not at hand, and what was taken in its place.
     """
 
-    config: Mapping[str, Any]
+    config: Config
     model: JointModel
     mesh: Mesh
     arguments: tuple[train_state.TrainState, dict[str, Any], dict[str, Any]]
@@ -95,7 +94,7 @@ class Program:
     compiling: float
 
 
-def make_job(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Job:
+def make_job(config: Config, devices: Sequence[jax.Device]) -> Job:
     """The job of a resolved config on these devices.
 
     Published networks whose files are not at hand are taken at the sizes that they are known to have, and the ids of
@@ -106,26 +105,26 @@ def make_job(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Job:
     """
     platform = devices[0].platform
     assumed = []
-    if platform == "gpu" and jax.default_backend() != "gpu" and config["model"]["attention"] in ("auto", "cudnn"):
-        config = resolve(to_dict(config), ["model.attention=xla"])
+    if platform == "gpu" and jax.default_backend() != "gpu" and config.model.attention in ("auto", "cudnn"):
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
         assumed.append("attention by XLA: cuDNN's kernel, which a run has, cannot be compiled without a GPU")
-    layout = build(sharding.MeshConfig, config["mesh"], "mesh")
+    layout = config.mesh
     mesh = sharding.make_mesh(layout, devices)
     with sharding.rules(layout.rules):
         model = build_model(config, platform)
-        sharding.check_batch(config["train"]["batch"], config["train"]["accumulate"], mesh)
+        sharding.check_batch(config.train.batch, config.train.accumulate, mesh)
         sharding.check_divisible(model.sizes, mesh)
         model = _without_files(model, assumed)
         state = train_state.abstract(model, config, mesh)
         frozen_params = {name: network.abstract(mesh) for name, network in model.networks.items()}
-        if build(ObjectiveConfig, config["objective"], "objective").distills:
+        if config.objective.distills:
             frozen_params[TEACHER] = state.params
             assumed.append("the teacher has all the parameters that are trained, as an import has")
         place = sharding.batch_sharding(mesh)
         shapes = example_shapes(model.resolution)
         shapes |= {name: (value.shape[1:], value.dtype) for name, value in model.null_text.items()}
         batch = {
-            name: jax.ShapeDtypeStruct((config["train"]["batch"], *shape), dtype, sharding=place)
+            name: jax.ShapeDtypeStruct((config.train.batch, *shape), dtype, sharding=place)
             for name, (shape, dtype) in shapes.items()
         }
     return Job(config, model, mesh, (state, frozen_params, batch), tuple(assumed))
@@ -157,7 +156,7 @@ def compile_step(job: Job) -> Program:
       OutOfMemory: the compiler says that it cannot fit.
     """
     start = time.perf_counter()
-    with sharding.rules(job.config["mesh"]["rules"]):
+    with sharding.rules(job.config.mesh.rules):
         step = jit_train_step(job.model, job.config, job.mesh)
         with sharding.scope(job.mesh):
             lowered = step.lower(*job.arguments)

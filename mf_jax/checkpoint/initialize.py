@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from mf_jax.config.config import Config
 from mf_jax.configurable import nearest
 from mf_jax.joint_model import JointModel
 from mf_jax.models.weight_table import flatten, nest
@@ -69,7 +70,7 @@ def origins(
 
 
 def params(
-    model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh, source: Mapping[str, Any]
+    model: JointModel, config: Config, mesh: jax.sharding.Mesh, source: Mapping[str, Any]
 ) -> tuple[Any, Origins]:
     """All parameters of a new run, laid out on the mesh, and where they come from.
 
@@ -84,7 +85,7 @@ def params(
     found = origins(
         {path: leaf.shape for path, leaf in layout.items()},
         {path: leaf.shape for path, leaf in given.items()},
-        config["init"]["clone"],
+        config.init.clone,
     )
     result = {path: given[there] for path, there in found.taken.items()}
     result |= {path: given[there].copy() for path, there in found.cloned.items()}
@@ -97,8 +98,8 @@ def params(
     return nest({path: jax.device_put(result[path], leaf.sharding) for path, leaf in layout.items()}), found
 
 
-def teacher(config: Mapping[str, Any], source: Mapping[str, Any]) -> Any:
+def teacher(config: Config, source: Mapping[str, Any]) -> Any:
     """The parameters that the self-distillation teacher does not share with the student: those that are trained."""
     known = flatten(source)
-    frozen = [prefix for prefix in config["train"]["freeze"] if any(path.startswith(prefix) for path in known)]
+    frozen = [prefix for prefix in config.train.freeze if any(path.startswith(prefix) for path in known)]
     return partition.partition(source, frozen)[0]

@@ -48,7 +48,7 @@ class SavedModel:
             raise ValueError(
                 f"no checkpoints in {directory}; give the --workdir of a training run, or an exported directory"
             )
-        self.config = configs.resolve(raw, overrides)
+        self.config = configs.resolve_saved(raw, overrides)
         self.model: JointModel = build_model(self.config)
 
     def params(self, weights: str = "ema", mesh: jax.sharding.Mesh | None = None) -> Any:

@@ -1,14 +1,14 @@
 """Configs: a Python file is loaded, completed with the defaults, overridden from the command line and checked.
 
 A config file is short: it has `get_config(argument="")` that returns what differs from the defaults, as a dict or a
-ConfigDict. The defaults live with the code that they configure, in the dataclasses of `SECTIONS`; an unknown key is an
-error that names the nearest. `--config=FILE:ARGUMENT` passes an argument, `--config.train.steps=300` overrides a value.
+ConfigDict. The defaults live with the code that they configure, in the dataclasses that `Config` is made of; an unknown
+key is an error that names the nearest. `--config=FILE:ARGUMENT` passes an argument, `--config.train.steps=300`
+overrides a value.
 """
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib.util
 import inspect
 import pathlib
@@ -17,80 +17,49 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from mf_jax.config.sections import CheckpointConfig, DataConfig, EvaluateConfig, InitConfig, SampleConfig, TrainConfig
-from mf_jax.configurable import build, build_kind, nearest
-from mf_jax.data.augment import AugmentConfig
-from mf_jax.data.sources import check_source
-from mf_jax.data.sparsify import make_sparsifier
-from mf_jax.models import backbones
-from mf_jax.models.text import encoders
-from mf_jax.parallel.sharding import MeshConfig
-from mf_jax.training.optimizer import OptimizerConfig
-from mf_jax.training.train_step import ObjectiveConfig
+from mf_jax.config.config import Config
+from mf_jax.configurable import Kinds, Section, Spec, nearest
 
-SECTIONS = {
-    "data": DataConfig,
-    "objective": ObjectiveConfig,
-    "train": TrainConfig,
-    "optimizer": OptimizerConfig,
-    "checkpoint": CheckpointConfig,
-    "mesh": MeshConfig,
-    "sample": SampleConfig,
-    "evaluate": EvaluateConfig,
-    "init": InitConfig,
-}
-FREE_SECTIONS = ("modalities", "modes")  # keyed by the user's own names; checked where they are built
-KINDS = {"text": encoders.KINDS, "model": backbones.KINDS}  # sections whose keys depend on their `kind`
-# Here an override may add a key that has a default.
-OPEN = ("data.source", "data.sparsify", "modalities.", "modes.", "init.clone", "mesh.rules")
+SPEC = Section(Config)
+
+
+def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Every section complete with its defaults, overrides applied, values checked.
+
+    Args:
+      raw: what a config file returns, or `to_dict` of a Config.
+      overrides: "train.steps=300" and so on. Another `kind` in a section keeps the values of the keys that it knows.
+
+    Raises:
+      ValueError: an unknown key, a missing one, or an invalid value.
+    """
+    full = SPEC.complete(_plain(raw), "")
+    for override in overrides:
+        _override(full, override)
+    return SPEC.build(full, "")
+
+
+def resolve_saved(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """`resolve` of the config in a checkpoint or an export, which an older version may have written."""
+    raw = _plain(raw)
+    optimizer = dict(raw.get("optimizer", {}))
+    if optimizer.get("kind", "adamw") == "adamw":  # once a key of both kinds
+        optimizer.pop("muon_learning_rate", None)
+    return resolve(raw | {"optimizer": optimizer}, overrides)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A config as plain dicts and tuples, the form in which it is saved."""
+    return SPEC.plain(config)
 
 
 def _plain(value: Any) -> Any:
     """ConfigDicts to dicts and lists to tuples, all the way down: what a config is, however it was written."""
-    if isinstance(value, ConfigDict | Mapping):
+    if isinstance(value, ConfigDict | FrozenConfigDict | Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return tuple(_plain(item) for item in value)
     return value
-
-
-def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> FrozenConfigDict:
-    """Every section complete with its defaults, overrides applied, values checked.
-
-    Args:
-      raw: what a config file returns.
-      overrides: "train.steps=300" and so on.
-
-    Raises:
-      ValueError: an unknown key, a missing one, or a value that does not do.
-    """
-    raw = _plain(raw)
-    known = ["seed", *SECTIONS, *KINDS, *FREE_SECTIONS]
-    for key in raw:
-        if key not in known:
-            raise ValueError(f"unknown config key {key}; {nearest(key, known)}")
-    full: dict[str, Any] = {"seed": raw.get("seed", 0)}
-    for name, cls in SECTIONS.items():
-        full[name] = _plain(dataclasses.asdict(build(cls, raw.get(name, {}), name)))
-    full["data"]["augment"] = dataclasses.asdict(build(AugmentConfig, full["data"]["augment"], "data.augment"))
-    for name, kinds in KINDS.items():
-        section = raw.get(name, {})
-        built = build_kind(kinds, section, name)
-        full[name] = {"kind": section.get("kind", next(iter(kinds))), **_plain(dataclasses.asdict(built))}
-    for name in FREE_SECTIONS:
-        if not raw.get(name):
-            raise ValueError(f"config section {name} is missing")
-        full[name] = raw[name]
-    for override in overrides:
-        _override(full, override)
-    for name, cls in SECTIONS.items():
-        build(cls, full[name], name)
-    for name, kinds in KINDS.items():
-        build_kind(kinds, full[name], name)
-    build(AugmentConfig, full["data"]["augment"], "data.augment")
-    check_source(full["data"]["source"])
-    make_sparsifier(full["data"]["sparsify"])
-    return FrozenConfigDict(full)
 
 
 def _override(config: dict[str, Any], override: str) -> None:
@@ -99,32 +68,46 @@ def _override(config: dict[str, Any], override: str) -> None:
     if not equals:
         raise ValueError(f"override --config.{override} has no value; write --config.{path}=VALUE")
     *parents, last = path.split(".")
-    section = config
-    for i, parent in enumerate([*parents, last]):
-        if i == len(parents) and isinstance(section, dict) and path.startswith(OPEN):
-            break
-        if not isinstance(section, dict) or parent not in section:
-            here = ".".join(path.split(".")[: i + 1])
-            keys = section if isinstance(section, dict) else ()
-            raise ValueError(f"unknown config key {here}; {nearest(parent, keys)}")
-        if i < len(parents):
-            section = section[parent]
+    section, spec = config, SPEC
+    for i, parent in enumerate(parents):
+        spec = _child(spec, section, parent, ".".join(path.split(".")[: i + 1]))
+        section = section[parent] if parent in section else section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ValueError(
+                f"config key {'.'.join(parents[: i + 1])} is a value; it has no key {path.split('.')[i + 1]}"
+            )
+    child = _child(spec, section, last, path)
     try:
         value = _plain(ast.literal_eval(text))
     except (ValueError, SyntaxError):
         value = text
     old = section.get(last)
-    if isinstance(old, dict) and isinstance(value, dict) and path.startswith(OPEN):
-        old = None  # a whole section in place of another, of another kind perhaps
+    if isinstance(value, dict) and (child is not None or isinstance(old, dict)):
+        section[last] = child.complete(value, path) if child else value  # a whole section in place of another
+        return
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(old, dict) or (old is not None and type(value) is not type(old)):
         kind = "a section" if isinstance(old, dict) else f"{type(old).__name__}, as in {old!r}"
         raise ValueError(f"config key {path} is {kind}; it cannot be {text!r}")
+    if last == "kind" and isinstance(spec, Kinds):
+        changed = spec.with_kind(section, value, ".".join(parents))
+        section.clear()
+        section.update(changed)
     section[last] = value
 
 
-def load(spec: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
+def _child(spec: Spec | None, section: Mapping[str, Any], name: str, where: str) -> Spec | None:
+    """How a key of a section is read; of a free mapping, which has no spec, any key is a plain value."""
+    if spec is None:
+        return None
+    try:
+        return spec.child(section, name)
+    except KeyError:
+        raise ValueError(f"unknown config key {where}; {nearest(name, spec.names(section))}") from None
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     """The resolved config of "FILE.py" or "FILE.py:ARGUMENT".
 
     Raises:
@@ -144,19 +127,17 @@ def load(spec: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
     return resolve(module.get_config(argument) if argument else module.get_config(), overrides)
 
 
-def to_dict(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved config as plain dicts and tuples."""
-    return _plain(config.as_configdict() if isinstance(config, FrozenConfigDict) else config)
+def difference(saved: Config, now: Config) -> list[tuple[str, Any, Any]]:
+    """(key, saved value, present value) wherever two configs differ."""
+    return _difference(to_dict(saved), to_dict(now), "")
 
 
-def difference(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(key, saved value, present value) wherever two resolved configs differ."""
-    saved, now = to_dict(saved), to_dict(now)
+def _difference(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[tuple[str, Any, Any]]:
     found = []
     for key in sorted({*saved, *now}):
         a, b = saved.get(key), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += difference(a, b, f"{prefix}{key}.")
+            found += _difference(a, b, f"{prefix}{key}.")
         elif a != b:
             found.append((f"{prefix}{key}", a, b))
     return found

@@ -1,80 +1,12 @@
-"""The sections of a config that belong to the program itself; those of a component lie beside the component."""
+"""The sections checkpoint, init, sample and evaluate of a config; those of a component lie beside the component."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from mf_jax.configurable import check_at_least
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Attributes:
-    source: where records come from: kind "procedural" or "folder", with its own keys.
-    resolution: (H, W) that the model sees.
-    sparsify: what depth loses in training: kind "none", "random", "lidar" or "holes", with its own keys.
-    augment: what is drawn anew each time an example is seen in training: flip, crop, colour, see AugmentConfig.
-    cache: keep records in memory once read, resized, in each worker: for folders of a few thousand frames.
-    workers: processes that make examples; 0 makes them in the training process.
-    """
-
-    source: Mapping[str, Any]
-    resolution: tuple[int, int]
-    sparsify: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": "none"})
-    augment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    cache: bool = False
-    workers: int = 1
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.cache, bool):
-            raise ValueError(f"data.cache is {self.cache!r}; it must be True or False")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Attributes:
-    steps: in all. batch: examples per step over all devices. accumulate: parts that a batch is computed in.
-    ema_decay: of the weights that are evaluated. log_every: steps between log entries.
-    freeze: paths of parameters that are not trained, with all that lies under them: "backbone/double/image".
-    compilation_cache: directory for compiled programs, which runs may share; "": the one that jax has been told
-      (JAX_COMPILATION_CACHE_DIR), else WORKDIR/compilation_cache.
-    profile_steps: (first, last): jax's profiler traces the run from step first to step last into WORKDIR/profile.
-    dump_hlo: write the compiled step to WORKDIR/hlo, as jax lowers it and as XLA optimises it.
-    """
-
-    steps: int = 1000
-    batch: int = 32
-    accumulate: int = 1
-    ema_decay: float = 0.999
-    log_every: int = 50
-    freeze: tuple[str, ...] = ()
-    compilation_cache: str = ""
-    profile_steps: tuple[int, ...] = ()
-    dump_hlo: bool = False
-
-    def __post_init__(self) -> None:
-        check_at_least("train", self, steps=1, batch=1, accumulate=1, log_every=1)
-        if self.batch % self.accumulate:
-            raise ValueError(f"train.batch {self.batch} is not divisible by train.accumulate {self.accumulate}")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"train.ema_decay is {self.ema_decay}; it must be in [0, 1)")
-        if not isinstance(self.compilation_cache, str):
-            raise ValueError(f"train.compilation_cache is {self.compilation_cache!r}; it must be a directory or ''")
-        if not isinstance(self.dump_hlo, bool):
-            raise ValueError(f"train.dump_hlo is {self.dump_hlo!r}; it must be True or False")
-        if self.profile_steps != () and not self._is_window(self.profile_steps):
-            raise ValueError(
-                f"train.profile_steps is {self.profile_steps!r}; it must be (first, last) with "
-                f"0 <= first < last <= train.steps ({self.steps}), or ()"
-            )
-
-    def _is_window(self, value: object) -> bool:
-        if not isinstance(value, tuple) or len(value) != 2 or any(type(step) is not int for step in value):
-            return False
-        return 0 <= value[0] < value[1] <= self.steps
 
 
 @dataclasses.dataclass(frozen=True)

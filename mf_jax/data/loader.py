@@ -13,66 +13,49 @@ workers are not grain's either.
 Legend: B global batch size, b batch size of this process.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import grain
 import numpy as np
 from absl import logging
 
-from mf_jax.configurable import build, nearest
-from mf_jax.data.augment import AugmentConfig
-from mf_jax.data.sources import Source, build_source
-from mf_jax.data.sparsify import make_sparsifier
+from mf_jax.data.config import DataConfig
+from mf_jax.data.sources import Source
 from mf_jax.data.tokenizer import Tokenizer
 from mf_jax.data.transforms import Examples, View
 from mf_jax.data.workers import Prefetch
 
-_KEYS = ("source", "resolution", "sparsify", "augment", "cache", "workers")
-
 
 def build_train_loader(
-    data: Mapping[str, Any],
+    data: DataConfig,
     *,
     batch_size: int,
     tokenizer: Tokenizer,
     seed: int,
     rows: Sequence[int] | None = None,
-) -> "TrainLoader":
+) -> TrainLoader:
     """The training batches that a data config describes.
 
     Args:
-      data: dict(source=..., resolution=(H, W), sparsify=dict(kind="none"), augment={}, cache=False, workers=0); the
-        last four may be left out. See build_source, make_sparsifier, AugmentConfig and Examples.
       batch_size: B.
       tokenizer: of captions. With workers it is pickled.
       seed: of the order, the sparsifier and what is augmented.
       rows: of each batch, those that this process makes, in order; all of them unless said.
 
     Raises:
-      ValueError: an unknown key (names the nearest), and what the parts raise.
+      ValueError: what the parts raise.
     """
-    for key in data:
-        if key not in _KEYS:
-            raise ValueError(f"unknown config key data.{key}; {nearest(key, _KEYS)}")
-    augment = build(AugmentConfig, data.get("augment", {}), "data.augment")
-    resolution = tuple(data["resolution"])
     examples = Examples(
-        build_source(data, "train"),
-        resolution=resolution,
-        crop=augment.crop,
+        data.open("train"),
+        resolution=data.resolution,
+        crop=data.augment.crop,
         tokenizer=tokenizer,
-        cache=data.get("cache", False),
+        cache=data.cache,
     )
-    sparsifier = make_sparsifier(data.get("sparsify", {"kind": "none"}))
-    return TrainLoader(
-        examples,
-        View(resolution, augment, sparsifier, seed),
-        batch_size=batch_size,
-        seed=seed,
-        workers=data.get("workers", 0),
-        rows=rows,
-    )
+    view = View(data.resolution, data.augment, data.sparsify, seed)
+    return TrainLoader(examples, view, batch_size=batch_size, seed=seed, workers=data.workers, rows=rows)
 
 
 class TrainLoader:
@@ -122,7 +105,7 @@ class TrainLoader:
         self._unreadable: set[int] = set()
         self._prefetch: Prefetch | None = None
 
-    def __iter__(self) -> "TrainLoader":
+    def __iter__(self) -> TrainLoader:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from mf_jax.config import loading as configs
 from mf_jax.config.sections import EvaluateConfig
-from mf_jax.configurable import build
+from mf_jax.data.config import DataConfig
 from mf_jax.data.resize import center_crop_to_aspect, resize_image
-from mf_jax.data.sources import Source, build_source
+from mf_jax.data.sources import Source
 from mf_jax.evaluation.ensemble import ensemble
 from mf_jax.evaluation.protocols import resize_bilinear, score
 from mf_jax.evaluation.report import table, write_report
@@ -40,16 +40,16 @@ def evaluate(checkpoint: str, config: str | None, overrides: Sequence[str], outp
       overrides: of the config, "evaluate.images=64". output: where to write, the checkpoint's directory by default.
     """
     pipeline = load(checkpoint)
-    source = configs.load(config, overrides) if config else configs.resolve(pipeline.config, overrides)
-    settings = build(EvaluateConfig, source["evaluate"], "evaluate")
+    source = configs.load(config, overrides) if config else configs.resolve(configs.to_dict(pipeline.config), overrides)
+    settings = source.evaluate
     directory = pathlib.Path(output or checkpoint)
-    rows, sheet, unreadable = score_source(pipeline, source["data"], settings)
+    rows, sheet, unreadable = score_source(pipeline, source.data, settings)
     described = {
         "task": "image->depth",
         "data": {"source": configs.to_dict(source)["data"]["source"], "split": settings.split},
         "crop": "centre, to the aspect ratio of the resolution",
         "resolution": pipeline.model.resolution,
-        "sampling": {"steps": settings.steps, "mu": pipeline.config["sample"]["mu"], "guidance": 1.0, "prompt": ""},
+        "sampling": {"steps": settings.steps, "mu": pipeline.config.sample.mu, "guidance": 1.0, "prompt": ""},
         "ensemble": settings.ensemble,
         "ensemble_mode": settings.ensemble_mode,
         "seed": settings.seed,
@@ -68,14 +68,14 @@ def evaluate(checkpoint: str, config: str | None, overrides: Sequence[str], outp
 
 
 def score_source(
-    pipeline: Pipeline, data: Mapping[str, Any], settings: EvaluateConfig
+    pipeline: Pipeline, data: DataConfig, settings: EvaluateConfig
 ) -> tuple[list[tuple[str, Any]], list[dict[str, Any]], int]:
     """Scores per record (None where it has no valid depth), rows for the contact sheet, and unreadable files met.
 
     Member e of record i is sampled with noise of its own, fixed by (settings.seed, i, e): neither the batch size nor
     the number of images changes a record's score.
     """
-    records = build_source(data, settings.split)
+    records = data.open(settings.split)
     count = min(settings.images or len(records), len(records))
     unreadable: list[int] = []
     rows: list[tuple[str, Any]] = []

@@ -19,10 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mf_jax.config.sections import EvaluateConfig
-from mf_jax.configurable import build
 from mf_jax.data.resize import masked_nearest, resize_image
-from mf_jax.data.sources import build_source
 from mf_jax.evaluation.evaluate import crop_record
 from mf_jax.evaluation.protocols import score
 from mf_jax.inference import pipeline
@@ -38,9 +35,9 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
     """Samples `count` records in every mode, `6 * count` jointly for the measurement."""
     directory = pathlib.Path(workdir)
     model = pipeline.load(directory)
-    steps = steps or model.config["sample"]["steps"]
-    settings = build(EvaluateConfig, model.config["evaluate"], "evaluate")
-    records = build_source(model.config["data"], settings.split)
+    steps = steps or model.config.sample.steps
+    settings = model.config.evaluate
+    records = model.config.data.open(settings.split)
     shown = [record for record in (records[i] for i in range(min(len(records), 4 * count))) if record["valid"].any()]
     if len(shown) < count:
         raise ValueError(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mf_jax.config.config import Config
 from mf_jax.data.resize import masked_nearest, resize_image
 from mf_jax.diffusion.sampler import euler
 from mf_jax.diffusion.schedule import schedules
@@ -32,7 +33,7 @@ class Pipeline:
       frozen_params: parameters of the model's frozen networks by name.
     """
 
-    def __init__(self, config: Any, model: JointModel, params: Params, frozen_params: dict[str, Any], step: int):
+    def __init__(self, config: Config, model: JointModel, params: Params, frozen_params: dict[str, Any], step: int):
         self.config = config
         self.model = model
         self.params = params
@@ -78,7 +79,7 @@ class Pipeline:
         Raises:
           ValueError: an unknown mode, a missing or superfluous input, a wrong shape or type, a prompt that is too long.
         """
-        defaults = self.config["sample"]
+        defaults = self.config.sample
         steps = defaults["steps"] if steps is None else steps
         mu = defaults["mu"] if mu is None else mu
         guide = defaults["guide"] if guide is None else guide
@@ -146,7 +147,7 @@ class Pipeline:
         """The guidance scale that a mode uses: the one given, else 1 for i2d and that of the config for the others."""
         if guidance is not None:
             return guidance
-        return 1.0 if mode == "i2d" else self.config["sample"]["guidance"]
+        return 1.0 if mode == "i2d" else self.config.sample.guidance
 
     def _build(self, mode: str, steps: int, mu: float, log2_alpha: float, guidance: float, guide: str) -> Any:
         """The jitted sampler of one setting: (params, conditions, text, null_text, key_B) -> clean tokens."""
@@ -172,7 +173,7 @@ class Pipeline:
                 text,
                 jax.tree.map(lambda null, given: jnp.broadcast_to(null, given.shape), null_text, text),
                 scales,
-                self.config["objective"]["t_floor"],
+                self.config.objective.t_floor,
             )
 
         return run

@@ -48,7 +48,7 @@ def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         "refine": arguments.refine_depth,
     }
     result = model.sample(mode, arguments.prompt, batch=arguments.batch, **settings, **inputs)
-    defaults = model.config["sample"]
+    defaults = model.config.sample
     for i in range(arguments.batch):
         folder = write_sample(
             arguments.output_dir,

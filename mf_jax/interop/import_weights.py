@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from mf_jax.checkpoint import initialize, layouts
 from mf_jax.checkpoint.manager import Checkpoints
 from mf_jax.config import loading as configs
+from mf_jax.config.config import Config
 from mf_jax.config.sections import CheckpointConfig
-from mf_jax.configurable import build, nearest
+from mf_jax.configurable import nearest
 from mf_jax.joint_model import build_model
 from mf_jax.models.flux2_weights import VARIANTS
 from mf_jax.models.weight_table import Report, check, flatten, nest, read
@@ -25,7 +24,7 @@ from mf_jax.training import partition, train_state
 
 
 def import_weights(
-    source: str | pathlib.Path, config: Mapping[str, Any], workdir: str | pathlib.Path
+    source: str | pathlib.Path, config: Config, workdir: str | pathlib.Path
 ) -> tuple[Report, initialize.Origins]:
     """Writes checkpoint 0 in `workdir` and prints what became of every tensor and of every array.
 
@@ -40,7 +39,7 @@ def import_weights(
     workdir = pathlib.Path(workdir)
     if (workdir / "checkpoints").exists():
         raise ValueError(f"{workdir} has checkpoints; give a new --workdir")
-    mesh = sharding.make_mesh(build(sharding.MeshConfig, config["mesh"], "mesh"))
+    mesh = sharding.make_mesh(config.mesh)
     model = build_model(config)
     _check_variant(pathlib.Path(source))
     files = TensorFiles(source)
@@ -58,7 +57,7 @@ def import_weights(
     given = read(files, nest({entry.ours: wanted[entry.ours] for entry in table}), table)
     files.close()
     params, origins = initialize.params(model, config, mesh, given)
-    trained, untrained = partition.partition(params, config["train"]["freeze"])
+    trained, untrained = partition.partition(params, config.train.freeze)
     checkpoints = Checkpoints(workdir / "checkpoints", CheckpointConfig())
     checkpoints.save(0, {"params": trained, "untrained": untrained}, {}, configs.to_dict(config))
     checkpoints.close()

@@ -1,9 +1,6 @@
 """What a modality is: a codec, a noise distribution, a prediction type and a loss weight under one name.
 
-Everything else in the program is written once, over a mapping keyed by modality name. A new modality is one file with a
-codec, named by `kind` in the config: `kind="depth"` is `mf_jax.modalities.depth`, a dotted kind is imported as it is.
-The file offers `Codec`, a frozen dataclass whose fields are the modality's options in the config, and, where the codec
-reads what a frozen network makes, `network(codec, dtype)`.
+Everything else in the program is written once, over a mapping keyed by modality name.
 
 Legend: B batch, H W pixels, N tokens, C channels per token.
 """
@@ -11,19 +8,14 @@ Legend: B batch, H W pixels, N tokens, C channels per token.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
-from mf_jax.configurable import build, check_at_least
+from mf_jax.configurable import Kinds, check_at_least, check_one_of, part
 from mf_jax.diffusion import noise_levels, path
 from mf_jax.models.frozen import Batch, FrozenNetwork
-
-SHARED = ("position", "weight", "decoder_blocks")  # keys of a modality that are no options of its codec
 
 
 class Codec(Protocol):
@@ -46,63 +38,49 @@ class Codec(Protocol):
         """Tokens back to the modality's own array, (B, H, W, ...)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Modality:
-    """One modality as the training objective and the samplers see it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedOptions:
+    """What the config says of every modality, whatever its codec.
 
     Attributes:
       position: its coordinate on the modality axis of the rotary embedding; the lowest one leads.
       prediction: what the network outputs for it: "x" (clean tokens) or "v" (velocity).
+      noise: distribution of its noise level in training.
       weight: of its loss in the sum.
       decoder_blocks: transformer blocks over its own tokens alone, after the trunk.
-      network: makes the frozen network, computing in a dtype, that its codec reads the result of; None without one.
+    """
+
+    position: int
+    prediction: str
+    noise: noise_levels.LogitNormal | noise_levels.PlateauLogitNormal = dataclasses.field(
+        metadata=part(Kinds(noise_levels.DISTRIBUTIONS, required=True))
+    )
+    weight: float = 1.0
+    decoder_blocks: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modality(SharedOptions):
+    """One modality as the training objective and the samplers see it: a section of `modalities` in the config.
+
+    Attributes:
+      name: the section's. kind: of the codec, see modalities/registry.py.
+      codec: its options stand in the section itself.
     """
 
     name: str
-    position: int
+    kind: str
     codec: Codec
-    noise: noise_levels.LogitNormal | noise_levels.PlateauLogitNormal
-    prediction: str
-    weight: float = 1.0
-    decoder_blocks: int = 0
-    network: Callable[[jnp.dtype], FrozenNetwork] | None = None
 
     def __post_init__(self) -> None:
-        check_at_least(f"modalities.{self.name}", self, position=0, weight=0, decoder_blocks=0)
+        where = f"modalities.{self.name}"
+        check_one_of(f"{where}.prediction", self.prediction, path.PREDICTIONS)
+        check_at_least(where, self, position=0, weight=0, decoder_blocks=0)
 
+    def network(self, dtype: jnp.dtype) -> FrozenNetwork | None:
+        """The frozen network that the codec reads the result of, computing in `dtype`; None where it needs none.
 
-def build_modality(name: str, section: Mapping[str, Any]) -> Modality:
-    """A Modality from its section of the config.
-
-    Raises:
-      ValueError: an unknown kind, noise distribution, prediction or option, or a missing one.
-    """
-    section = dict(section)
-    for key in ("kind", "position", "prediction", "noise"):
-        if key not in section:
-            raise ValueError(f"config key modalities.{name}.{key} is missing")
-    kind = section.pop("kind")
-    noise = dict(section.pop("noise"))
-    prediction = section.pop("prediction")
-    if prediction not in path.PREDICTIONS:
-        raise ValueError(f"modalities.{name}.prediction is {prediction!r}; it must be one of {path.PREDICTIONS}")
-    noise_kind = noise.pop("kind", None)
-    if noise_kind not in noise_levels.DISTRIBUTIONS:
-        raise ValueError(
-            f"modalities.{name}.noise.kind is {noise_kind!r}; it must be one of {tuple(noise_levels.DISTRIBUTIONS)}"
-        )
-    try:
-        module = importlib.import_module(kind if "." in kind else f"mf_jax.modalities.{kind}")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"modalities.{name}.kind is {kind!r}: {error}") from None
-    shared = {key: section.pop(key) for key in SHARED if key in section}
-    codec = build(module.Codec, section, f"modalities.{name}")
-    network = getattr(module, "network", None)
-    return Modality(
-        name=name,
-        noise=build(noise_levels.DISTRIBUTIONS[noise_kind], noise, f"modalities.{name}.noise"),
-        prediction=prediction,
-        codec=codec,
-        network=functools.partial(network, codec) if network else None,
-        **shared,
-    )
+        A codec that does has a method `network(dtype)`.
+        """
+        make = getattr(self.codec, "network", None)
+        return make(dtype) if make is not None else None

@@ -72,6 +72,9 @@ class Codec:
         """Latents, float32 (B, h, w, C), that the autoencoder's decoder takes."""
         return x_BNC.astype(jnp.float32).reshape(x_BNC.shape[0], *grid, x_BNC.shape[-1])
 
+    def network(self, dtype: jnp.dtype) -> Autoencoder:
+        return Autoencoder(self, dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoder:
@@ -153,7 +156,3 @@ class Autoencoder:
                 raise ValueError(missing)
             source = f"sizes of FLUX.2's, as {missing}"
         return FrozenFlops(*autoencoder_flops.autoencoder(config, resolution), source)
-
-
-def network(codec: Codec, dtype: jnp.dtype) -> Autoencoder:
-    return Autoencoder(codec, dtype)

@@ -137,4 +137,5 @@ class Flux2Config(Compute):
         return Flux2(streams=streams, **dataclasses.asdict(self) | self.on(platform))
 
 
-KINDS: dict[str, Any] = {"flat_dit": FlatDiTConfig, "flux2": Flux2Config}
+BackboneConfig = FlatDiTConfig | Flux2Config
+KINDS: dict[str, type[BackboneConfig]] = {"flat_dit": FlatDiTConfig, "flux2": Flux2Config}

@@ -11,18 +11,15 @@ compute them again inside their backward pass; that is in neither.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 
-from mf_jax.configurable import build
 from mf_jax.joint_model import JointModel
 from mf_jax.models.flux2 import Flux2
 from mf_jax.models.weight_table import flatten
 from mf_jax.training import partition
-from mf_jax.training.train_step import ObjectiveConfig
+from mf_jax.training.config import Recipe
 
 # What a remat preset decides on, and what the backward pass computes again under it (models/remat.py).
 IN = "q k v gate up"  # a block's products with parameters, but for
@@ -112,7 +109,7 @@ def teacher_flops(model: JointModel) -> int:
     return forward_flops(dataclasses.replace(model, modalities=alone))
 
 
-def step_flops(model: JointModel, config: Mapping[str, Any]) -> int:
+def step_flops(model: JointModel, config: Recipe) -> int:
     """Model FLOPs of one training step of a resolved config.
 
     The backward pass costs the forward's products twice, once for the inputs and once for the parameters (attention:
@@ -120,12 +117,12 @@ def step_flops(model: JointModel, config: Mapping[str, Any]) -> int:
     nothing is trained: the data, and whole stacks where all that is trained comes after them. The teacher of
     self-distillation counts with its forward pass. The frozen networks are not part of the model.
     """
-    example = teacher_flops(model) if distills(config) else 0
-    example += sum(part.flops * (1 + times) for part, times in _backward(model, config["train"]["freeze"]))
-    return config["train"]["batch"] * example
+    example = teacher_flops(model) if config.objective.distills else 0
+    example += sum(part.flops * (1 + times) for part, times in _backward(model, config.train.freeze))
+    return config.train.batch * example
 
 
-def hardware_flops(model: JointModel, config: Mapping[str, Any]) -> int:
+def hardware_flops(model: JointModel, config: Recipe) -> int:
     """FLOPs of the matrix products that the device computes in one training step of a resolved config.
 
     Those of `step_flops`, what `model.remat` computes again, and the forward passes of the frozen networks in
@@ -134,11 +131,11 @@ def hardware_flops(model: JointModel, config: Mapping[str, Any]) -> int:
     Raises:
       ValueError: the sizes of a frozen network are not known.
     """
-    again = _recomputed(config["model"]["remat"], model.backbone.attention)
-    backward = _backward(model, config["train"]["freeze"])
+    again = _recomputed(model.backbone.remat, model.backbone.attention)
+    backward = _backward(model, config.train.freeze)
     example = sum(part.flops for part, times in backward if times and part.kind in again)
     example += sum(network.flops(model.resolution).encode for network in model.networks.values())
-    return step_flops(model, config) + config["train"]["batch"] * example
+    return step_flops(model, config) + config.train.batch * example
 
 
 def _recomputed(preset: str, kernel: str) -> set[str]:
@@ -186,7 +183,3 @@ def _stage(path: str) -> int:
     if name in ("trunk", "single") or name.endswith("_modulation"):
         return 3
     return 1  # text_in, the modalities' _in, noise-level embedders
-
-
-def distills(config: Mapping[str, Any]) -> bool:
-    return build(ObjectiveConfig, config["objective"], "objective").distills

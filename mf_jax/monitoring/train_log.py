@@ -15,7 +15,7 @@ import contextlib
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from mf_jax.joint_model import JointModel
 from mf_jax.monitoring import chips, flops, metrics
 from mf_jax.monitoring.goodput import DATA, Goodput, Span
 from mf_jax.monitoring.step_times import StepTimes
+from mf_jax.training.config import Recipe
 
 
 class Log:
@@ -35,16 +36,16 @@ class Log:
         self,
         workdir: pathlib.Path,
         model: JointModel,
-        config: Mapping[str, Any],
+        config: Recipe,
         start: int,
         goodput: Goodput,
         writes: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
         """writes: whether this process writes files and prints; another only watches."""
-        self._every = config["train"]["log_every"]
-        self._steps = config["train"]["steps"]
-        self._batch = config["train"]["batch"]
+        self._every = config.train.log_every
+        self._steps = config.train.steps
+        self._batch = config.train.batch
         self._flops = flops.step_flops(model, config)
         self._peak = chips.peak_flops()
         self._hardware_flops = flops.hardware_flops(model, config) if self._peak else 0
@@ -58,7 +59,7 @@ class Log:
         self._interval = metrics.Interval(tuple(model.modes))
         self._writer = metrics.Writer(workdir, start) if writes else None
         self._bar = tqdm(
-            total=config["train"]["steps"], initial=start, unit="step", dynamic_ncols=True, file=sys.stdout,
+            total=config.train.steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stdout,
             mininterval=1.0 if sys.stdout.isatty() else 15.0, disable=not writes,
         )  # fmt: skip
 

@@ -9,13 +9,11 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
-from mf_jax.configurable import build
 from mf_jax.joint_model import JointModel
 from mf_jax.parallel import sharding
 from mf_jax.training import partition
-from mf_jax.training.optimizer import OptimizerConfig, make_optimizer
+from mf_jax.training.config import Recipe
 
 INIT_STREAM = 0  # first fold of the seed for the initial parameters
 
@@ -34,34 +32,29 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
 
 
-def optimizer_of(config: Mapping[str, Any]) -> optax.GradientTransformation:
-    section = build(OptimizerConfig, config["optimizer"], "optimizer")
-    return make_optimizer(section, config["train"]["steps"])
-
-
-def initial_params(model: JointModel, config: Mapping[str, Any]) -> Any:
+def initial_params(model: JointModel, config: Recipe) -> Any:
     """All parameters at step 0, boxed with their logical axis names."""
-    return model.init(jax.random.fold_in(jax.random.key(config["seed"]), INIT_STREAM))
+    return model.init(jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM))
 
 
-def _from_params(params: Any, config: Mapping[str, Any]) -> TrainState:
+def _from_params(params: Any, config: Recipe) -> TrainState:
     """Step 0 with these parameters, boxed or not; the EMA starts as they are."""
-    trained, untrained = partition.partition(params, config["train"]["freeze"])
+    trained, untrained = partition.partition(params, config.train.freeze)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trained,
         untrained=untrained,
         ema=jax.tree.map(jnp.copy, trained),
-        opt_state=optimizer_of(config).init(trained),
+        opt_state=config.optimizer.make(config.train.steps).init(trained),
     )
 
 
-def _boxed(model: JointModel, config: Mapping[str, Any]) -> TrainState:
+def _boxed(model: JointModel, config: Recipe) -> TrainState:
     return _from_params(initial_params(model, config), config)
 
 
 def new(
-    model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh, params: Mapping[str, Any] | None = None
+    model: JointModel, config: Recipe, mesh: jax.sharding.Mesh, params: Mapping[str, Any] | None = None
 ) -> TrainState:
     """A fresh state, every array made where it belongs.
 
@@ -80,13 +73,13 @@ def new(
     return jax.jit(lambda params: _from_params(params, config), out_shardings=layout)(params)
 
 
-def layout_of_params(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
+def layout_of_params(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> Any:
     """Shapes, dtypes and NamedShardings of all parameters, trained and untrained."""
     boxed = jax.eval_shape(lambda: initial_params(model, config))
     return _placed(nn.unbox(boxed), sharding.shardings(boxed, mesh))
 
 
-def layout_of(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> TrainState:
+def layout_of(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
     """The NamedSharding of every array.
 
     Raises:
@@ -95,7 +88,7 @@ def layout_of(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.M
     return sharding.shardings(jax.eval_shape(lambda: _boxed(model, config)), mesh)
 
 
-def abstract(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh | None = None) -> TrainState:
+def abstract(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh | None = None) -> TrainState:
     """Shapes, dtypes and shardings of the state; on one device without a mesh."""
     boxed = jax.eval_shape(lambda: _boxed(model, config))
     if mesh is None:

@@ -9,55 +9,26 @@ Legend: B batch, N tokens, C channels per token, L text ids, R modes, S noise bi
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mf_jax.configurable import build, check_at_least
 from mf_jax.diffusion import loss, noise_levels
 from mf_jax.diffusion.path import interpolate, velocity_of
 from mf_jax.joint_model import JointModel
 from mf_jax.modalities.base import Batch
 from mf_jax.parallel import sharding
 from mf_jax.training import ema, partition, train_state
+from mf_jax.training.config import ObjectiveConfig, Recipe
 from mf_jax.training.train_state import TrainState
 
 NOISE_BINS = 5
 TEACHER = "teacher"  # among the networks: parameters of the model that training started from
 DISTILL = "distill"  # among the losses
 STEPS_STREAM = 1  # first fold of the seed for the steps; initialisation has train_state.INIT_STREAM
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-    """Attributes:
-    caption_dropout: share of examples trained with the empty prompt.
-    t_floor: under t in the velocity-space loss.
-    distill_high, distill_low: weight of self-distillation (eq. 8), high t + low (1 - t) with the mean noise level t of
-      the other modalities. The teacher is the model that training starts from (init.checkpoint), shown the leading
-      modality alone. 0 and 0: none.
-    """
-
-    caption_dropout: float = 0.1
-    t_floor: float = 0.05
-    distill_high: float = 0.0
-    distill_low: float = 0.0
-
-    @property
-    def distills(self) -> bool:
-        return self.distill_high > 0 or self.distill_low > 0
-
-    def __post_init__(self) -> None:
-        check_at_least("objective", self, distill_high=0, distill_low=0)
-        if not 0.0 <= self.caption_dropout <= 1.0 or not 0.0 < self.t_floor < 1.0:
-            raise ValueError(
-                f"objective.caption_dropout is {self.caption_dropout}, it must be in [0, 1]; "
-                f"objective.t_floor is {self.t_floor}, it must be above 0 and below 1"
-            )
 
 
 def _draw(model: JointModel, seed: int, step: jax.Array, batch_size: int) -> dict[str, Any]:
@@ -225,19 +196,15 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(model: JointModel, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
-    """The step of a resolved config as the loop runs it and `compile` compiles it.
+def jit_train_step(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> Any:
+    """The step of a config as the loop runs it and `compile` compiles it.
 
     The state is donated and stays where it lies. Arguments that a step does not use are passed nonetheless (the
     autoencoder's decoder): they lie in the devices' memory, so the compiler has to know of them.
     """
+    optimizer = config.optimizer.make(config.train.steps)
     step = make_train_step(
-        model,
-        build(ObjectiveConfig, config["objective"], "objective"),
-        train_state.optimizer_of(config),
-        config["seed"],
-        config["train"]["accumulate"],
-        config["train"]["ema_decay"],
+        model, config.objective, optimizer, config.seed, config.train.accumulate, config.train.ema_decay
     )
     layout = train_state.layout_of(model, config, mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)), keep_unused=True)

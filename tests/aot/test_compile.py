@@ -12,7 +12,8 @@ from mf_jax.__main__ import main
 from mf_jax.aot import step, topology
 from mf_jax.aot.step import _out_of_memory
 from mf_jax.config.loading import load, resolve
-from mf_jax.data.sources import build_source
+from mf_jax.configurable import Section
+from mf_jax.data.config import DataConfig
 from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.data.transforms import Examples, example_shapes
 from mf_jax.modalities.flux2_latent import Autoencoder, Codec
@@ -107,7 +108,11 @@ def test_files_that_are_there_are_not_assumed(tmp_path):
 
 
 def test_batch_is_what_the_data_makes(tiny_config):
-    examples = Examples(build_source(tiny_config["data"], "train"), resolution=(16, 16), tokenizer=ByteTokenizer(96))
+    examples = Examples(
+        Section(DataConfig).build(tiny_config["data"], "data").open("train"),
+        resolution=(16, 16),
+        tokenizer=ByteTokenizer(96),
+    )
     example = examples[0]
     for name, (shape, dtype) in example_shapes((16, 16)).items():
         assert example[name].shape == shape and example[name].dtype == np.dtype(dtype)

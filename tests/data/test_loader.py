@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 import mf_jax.data
@@ -30,7 +29,7 @@ DATA = {
 
 def loader(data=None, **changes):
     arguments = {"batch_size": 4, "tokenizer": ByteTokenizer(96), "seed": 3}
-    return build_train_loader(DATA | (data or {}), **arguments | changes)
+    return build_train_loader(Section(DataConfig).build(DATA | (data or {}), "data"), **arguments | changes)
 
 
 def take(batches, count):
@@ -134,8 +133,8 @@ def test_another_number_of_processes_goes_on_where_the_run_stopped(reference):
         assert_same(take(shard, 2), [{name: batch[name][block] for name in batch} for batch in reference[3:5]])
 
 
-def test_one_record_and_a_config_dict():
-    data = ConfigDict({"source": {"kind": "procedural", "train": 1}, "resolution": (8, 8)})
+def test_one_record():
+    data = Section(DataConfig).build({"source": {"kind": "procedural", "train": 1}, "resolution": (8, 8)}, "data")
     batches = build_train_loader(data, batch_size=3, tokenizer=ByteTokenizer(96), seed=0)
     assert next(batches)["index"].tolist() == [0, 0, 0]
 
@@ -249,6 +248,8 @@ def test_what_is_augmented_depends_on_the_position_alone(frames, monkeypatch):
 
 SIGNALLED = """
 import signal, sys
+from mf_jax.configurable import Section
+from mf_jax.data.config import DataConfig
 from mf_jax.data.loader import build_train_loader
 from mf_jax.data.tokenizer import ByteTokenizer
 
@@ -256,7 +257,7 @@ if __name__ == "__main__":
     got = []
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, frame: got.append(number))
-    data = dict(source=dict(kind="procedural", train=100), resolution=(8, 8), workers=1)
+    data = Section(DataConfig).build(dict(source=dict(kind="procedural", train=100), resolution=(8, 8), workers=1), "data")
     batches = build_train_loader(data, batch_size=2, tokenizer=ByteTokenizer(96), seed=0)
     next(batches)
     print("ready", flush=True)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from mf_jax.data.augment import AugmentConfig, random_window
-from mf_jax.data.sparsify import make_sparsifier
 from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.data.transforms import Examples, View
 
@@ -56,7 +55,7 @@ def examples(source=None, resolution=(8, 8), crop=1.0, length=12, cache=False):
 
 
 def view(resolution=(8, 8), sparsify=None, seed=0, **augment):
-    return View(resolution, AugmentConfig(**augment), make_sparsifier(sparsify or {"kind": "none"}), seed)
+    return View(resolution, AugmentConfig(**augment), sparsify or KeepAll(), seed)
 
 
 def generator(seed=0):

@@ -17,9 +17,10 @@ from mf_jax.config.loading import resolve
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state, train_step
+from mf_jax.training.config import ObjectiveConfig
 from mf_jax.training.train_state import TrainState
 
-OBJECTIVE = train_step.ObjectiveConfig()
+OBJECTIVE = ObjectiveConfig()
 SEED = 7
 # Very unequal counts of measured depth pixels, none at all among them.
 UNEQUAL = (0.0, 1.0, 0.02, 0.9, 0.0, 0.3, 0.01, 1.0)

@@ -118,7 +118,7 @@ def test_train_step(wide_config, sizes):
     config = wide_config(sizes)
     model = build_model(config)
     objective = build(ObjectiveConfig, config["objective"], "objective")
-    step = make_train_step(model, objective, train_state.optimizer_of(config), 0, 1, 0.99)
+    step = make_train_step(model, objective, config.optimizer.make(config.train.steps), 0, 1, 0.99)
     batch = {
         "image": jax.ShapeDtypeStruct((BATCH, 128, 128, 3), jnp.uint8),
         "depth": jax.ShapeDtypeStruct((BATCH, 128, 128), jnp.float32),

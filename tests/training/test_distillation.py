@@ -14,6 +14,7 @@ import pytest
 from mf_jax.config.loading import resolve
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.training import train_step
+from mf_jax.training.config import ObjectiveConfig
 
 SEED = 7
 STUDENT, TEACHER = {"image": 0.3, "depth": 0.6}, {"image": 0.8, "depth": -5.0}
@@ -41,7 +42,7 @@ def model(request, tiny_config):
 def compiled(model, accumulate=1, **weights):
     """(batch, step, teacher) -> ((loss, gradient, statistics), what each network was shown, the student first)."""
     echo = Echo(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
-    objective = train_step.ObjectiveConfig(**weights)
+    objective = ObjectiveConfig(**weights)
 
     def run(student, teacher, batch, step):
         networks = {train_step.TEACHER: teacher}

@@ -9,8 +9,9 @@ from mf_jax.joint_model import build_model
 from mf_jax.models.weight_table import flatten
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state, train_step
+from mf_jax.training.config import ObjectiveConfig
 
-OBJECTIVE = train_step.ObjectiveConfig()
+OBJECTIVE = ObjectiveConfig()
 SEED = 7
 FROZEN = ("backbone/double/image", "backbone/double/text")
 
@@ -35,7 +36,9 @@ def test_frozen_parameters(flux2_config, randomised, make_batch):
     model, mesh = build_model(config), sharding.make_mesh(sharding.MeshConfig())
     start = randomised(train_state.layout_of_params(model, config, mesh), seed=1)
     state = train_state.new(model, config, mesh, jax.tree.map(np.copy, start))
-    step = jax.jit(train_step.make_train_step(model, OBJECTIVE, train_state.optimizer_of(config), SEED, 1, 0.9))
+    step = jax.jit(
+        train_step.make_train_step(model, OBJECTIVE, config.optimizer.make(config.train.steps), SEED, 1, 0.9)
+    )
     losses, batches = [], [make_batch(8, seed) for seed in range(2)]
     for batch in batches:
         state, metrics = step(state, {}, batch)

@@ -14,7 +14,7 @@ from optax import contrib
 from mf_jax.config.loading import load, resolve
 from mf_jax.joint_model import build_model
 from mf_jax.parallel.sharding import is_box
-from mf_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from mf_jax.training.optimizer import make_optimizer
 
 STILL = dict(warmup=0, schedule="constant")
 
@@ -28,13 +28,13 @@ def boxed(tiny_config, randomised):
 
 @pytest.mark.parametrize("step", [0, 1, 7, 10, 11, 500])
 def test_warmup_then_constant(step):
-    rate = learning_rate(OptimizerConfig(learning_rate=3e-4, warmup=10), 1000)
+    rate = AdamWConfig(learning_rate=3e-4, warmup=10).rate(1000)
     assert float(rate(step)) == pytest.approx(3e-4 * min((step + 1) / 11, 1.0), rel=1e-6)
 
 
 @pytest.mark.parametrize("step", [0, 5, 20, 21, 60, 99, 100])
 def test_warmup_then_cosine(step):
-    rate = learning_rate(OptimizerConfig(learning_rate=2e-3, warmup=20, schedule="cosine"), 100)
+    rate = AdamWConfig(learning_rate=2e-3, warmup=20, schedule="cosine").rate(100)
     done = (step - 20) / 80
     expected = 2e-3 * ((step + 1) / 21 if step < 20 else 0.5 * (1 + math.cos(math.pi * done)))
     assert float(rate(step)) == pytest.approx(expected, rel=1e-5, abs=1e-9)
@@ -42,20 +42,20 @@ def test_warmup_then_cosine(step):
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_no_warmup(schedule):
-    rate = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup=0, schedule=schedule), 100)
+    rate = AdamWConfig(learning_rate=1e-3, warmup=0, schedule=schedule).rate(100)
     assert float(rate(0)) == pytest.approx(1e-3)
 
 
 def test_unknown_schedule():
     with pytest.raises(ValueError, match=r"optimizer\.schedule is 'linear'"):
-        learning_rate(OptimizerConfig(schedule="linear"), 100)
+        AdamWConfig(schedule="linear").rate(100)
 
 
 @pytest.mark.parametrize("wrap", ["boxed", "unboxed"])
 def test_weight_decay_moves_kernels_and_nothing_else(boxed, wrap):
     """With a gradient of zero, AdamW only decays: kernel <- kernel (1 - rate * decay)."""
     params = boxed if wrap == "boxed" else nn.unbox(boxed)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5, **STILL), 10)
+    optimizer = AdamWConfig(learning_rate=0.1, weight_decay=0.5, **STILL).make(10)
     zero = jax.tree.map(np.zeros_like, params)
     updates = jax.jit(lambda p: optimizer.update(zero, optimizer.init(p), p)[0])(params)
     flat = jax.tree_util.tree_flatten_with_path(nn.unbox(params))[0]
@@ -73,10 +73,10 @@ def test_weight_decay_moves_kernels_and_nothing_else(boxed, wrap):
 
 def test_two_steps_of_adamw():
     """The textbook recursion with bias correction, in float64."""
-    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, b1=0.8, b2=0.9, clip=1e9, **STILL)
+    config = AdamWConfig(learning_rate=0.01, weight_decay=0.1, b1=0.8, b2=0.9, clip=1e9, **STILL)
     w = np.array([[1.0, -2.0]])
     gradients = [np.array([[0.5, -0.1]]), np.array([[-0.3, 0.7]])]
-    optimizer = make_optimizer(config, 10)
+    optimizer = config.make(10)
     params = {"layer": {"kernel": jnp.asarray(w, jnp.float32)}}
     state = optimizer.init(params)
     m = v = 0.0
@@ -90,7 +90,7 @@ def test_two_steps_of_adamw():
 
 def test_gradients_are_clipped_by_their_global_norm():
     """Adam forgets the scale of a constant gradient, so it is seen in the first moment."""
-    optimizer = make_optimizer(OptimizerConfig(b1=0.0, clip=1.0, **STILL), 10)
+    optimizer = AdamWConfig(b1=0.0, clip=1.0, **STILL).make(10)
     gradient = {"a": jnp.full(9, 2.0), "b": {"kernel": jnp.full((4, 4), -3.0)}}
     norm = math.sqrt(9 * 4.0 + 16 * 9.0)
     params = jax.tree.map(jnp.ones_like, gradient)
@@ -103,7 +103,7 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 def test_moments_kept_in_bfloat16():
     """Half the memory, updated in float32: rounded once per step, so close to the exact moments after many."""
-    config = OptimizerConfig(learning_rate=0.01, moments="bfloat16", **STILL)
+    config = AdamWConfig(learning_rate=0.01, moments="bfloat16", **STILL)
     params = {"a": jnp.ones(64), "b": {"kernel": jnp.ones((8, 8))}}
     states = {}
     for kind in ("bfloat16", "float32"):
@@ -141,7 +141,7 @@ def orthogonalised(g):
 def test_two_steps_of_muon(shape):
     """The recursion by singular values, each layer by itself; all else by Nesterov's AdamW, in float64."""
     settings = dict(learning_rate=0.01, muon_learning_rate=0.02, b1=0.8, b2=0.9, weight_decay=0.1, clip=1e9)
-    optimizer = make_optimizer(OptimizerConfig(kind="muon", **settings, **STILL), 10)
+    optimizer = MuonConfig(**settings, **STILL).make(10)
     generator = np.random.default_rng(0)
     w = {"trunk": {"q": {"kernel": generator.standard_normal(shape)}}, "in": {"kernel": np.ones((4, 3))}}
     w["trunk"]["norm"] = {"scale": np.ones(shape[:2])}
@@ -176,7 +176,7 @@ def test_two_steps_of_muon(shape):
 def test_muon_has_the_kernels_of_the_blocks(boxed, wrap):
     """One momentum for each, two moments for all else, in the dtype asked for; boxes keep their axis names."""
     params = boxed if wrap == "boxed" else nn.unbox(boxed)
-    state = make_optimizer(OptimizerConfig(kind="muon", moments="bfloat16"), 10).init(params)
+    state = MuonConfig(moments="bfloat16").make(10).init(params)
     (muon,) = (s for s in jax.tree.leaves(state, is_leaf=is_muon) if is_muon(s))
     (adam,) = (s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s))
     matrices, others = (
@@ -199,7 +199,7 @@ def test_muon_has_the_kernels_of_the_real_models_blocks(name):
     """By their axis names, which the rule does not look at: stacked over layers, and nothing else is."""
     model = build_model(load(f"configs/{name}.py"))
     params = jax.eval_shape(model.init, jax.random.key(0))
-    state = jax.eval_shape(make_optimizer(OptimizerConfig(kind="muon"), 10).init, params)
+    state = jax.eval_shape(MuonConfig().make(10).init, params)
     (muon,) = (s for s in jax.tree.leaves(state, is_leaf=is_muon) if is_muon(s))
     flat = jax.tree_util.tree_flatten_with_path
     stacked = [
@@ -217,7 +217,7 @@ def test_muons_momentum_kept_in_bfloat16():
     gradients = np.random.default_rng(1).standard_normal((30, 2, 8, 8)) + 2 * np.eye(8)
     found = {}
     for moments in ("float32", "bfloat16"):
-        optimizer = make_optimizer(OptimizerConfig(kind="muon", moments=moments, clip=1e9, **STILL), 10)
+        optimizer = MuonConfig(moments=moments, clip=1e9, **STILL).make(10)
         state, step = optimizer.init(params), jax.jit(optimizer.update)
         for gradient in gradients:
             updates, state = step({"trunk": {"kernel": jnp.asarray(gradient, jnp.float32)}}, state, params)
@@ -237,7 +237,7 @@ def test_muons_momentum_kept_in_bfloat16():
 )
 def test_settings_that_would_not_work(options, message):
     with pytest.raises(ValueError, match=message):
-        OptimizerConfig(**options)
+        AdamWConfig(**options)
 
 
 def is_muon(state):

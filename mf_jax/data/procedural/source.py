@@ -6,17 +6,49 @@ Scene number `index` of a split depends on (seed, split, index) alone, so record
 any number of workers, and two splits never share a scene.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import operator
 
 import numpy as np
 
+from mf_jax.configurable import check_at_least, nearest
 from mf_jax.data.procedural.scene import Scene
 from mf_jax.data.procedural.scene_caption import caption
 from mf_jax.data.procedural.scene_sampler import sample_scene
 from mf_jax.data.procedural.shading import render
 
 SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProceduralConfig:
+    """Attributes:
+    seed: of the data set.
+    train, validation, test: number of scenes in each split.
+    """
+
+    seed: int = 0
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least("data.source", self, seed=0, train=0, validation=0, test=0)
+
+    def open(self, split: str, resolution: tuple[int, int]) -> ProceduralSource:
+        """The scenes of a split, drawn at (H, W).
+
+        Raises:
+          ValueError: no such split, or no scenes in it.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"procedural scenes have no split {split!r}; {nearest(split, SPLITS)}")
+        size = getattr(self, split)
+        if size < 1:
+            raise ValueError(f"split {split!r} is empty: data.source.{split} is {size}; set it to a number of scenes")
+        return ProceduralSource(split, size, seed=self.seed, resolution=resolution)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,9 @@
 Legend: H, W height and width in pixels.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import glob
 import json
 import re
@@ -13,25 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from mf_jax.configurable import nearest
+from mf_jax.configurable import check_at_least, nearest
 from mf_jax.data.images import UnreadableFile, read_depth, read_image, read_mask
 
 
-class FolderSource:
-    """Records of one split of a folder of RGB-D frames.
+@dataclasses.dataclass(frozen=True)
+class FolderConfig:
+    """A folder of RGB-D frames.
 
     A pattern is a path below `root` with one `*`, which matches within one name, as a shell's does; images and
     depth maps whose `*` stand for the same text are a frame. Frames are sorted by that text, numbers as numbers.
 
-    Args:
-      split: which of `splits` to read.
+    Attributes:
       root: the folder.
       image: pattern of the images (8 bit), such as "frame-*.color.jpg" or "rgb/*.png".
+      splits: frames of each split as a Python slice over the sorted frames: {"train": "0:200", "test": "200:"}.
+        Splits may overlap.
       depth: pattern of the depth maps: .png (16 bit, one channel), .npy or .npz. None: images alone, whose depth is
         missing everywhere.
       depth_scale: metres per unit of the depth files: 0.001 for millimetres, 1/256 for KITTI.
-      splits: frames of each split as a Python slice over the sorted frames: {"train": "0:200", "test": "200:"}.
-        Splits may overlap.
       invalid: values of the depth files that mean missing. Anything not finite or not above 0 always does.
       mask: pattern of mask files (.png or .npy) that are nonzero where depth may be used.
       max_depth: metres beyond which depth counts as missing.
@@ -40,7 +43,38 @@ class FolderSource:
         numbers or a 3x3 camera matrix.
       captions: a pattern of text files, a .json file below `root` ({key or image path: caption}), or one
         caption for all. A frame without a caption has "".
-      max_unreadable: how many broken files to pass over (see __getitem__) before giving up.
+      max_unreadable: how many broken files to pass over (see FolderSource) before giving up.
+    """
+
+    root: str
+    image: str
+    splits: Mapping[str, str]
+    depth: str | None = None
+    depth_scale: float | None = None
+    invalid: tuple[float, ...] = (0, 65535)
+    mask: str | None = None
+    max_depth: float | None = None
+    npz_key: str | None = None
+    intrinsics: str | tuple[float, ...] | None = None
+    captions: str = ""
+    max_unreadable: int = 10
+
+    def __post_init__(self) -> None:
+        if self.depth is not None and self.depth_scale is None:
+            raise ValueError(
+                f"data.source.depth is {self.depth!r} without data.source.depth_scale, the metres per unit of its files"
+            )
+        if self.depth_scale is not None and self.depth_scale <= 0:
+            raise ValueError(f"data.source.depth_scale is {self.depth_scale}; metres per unit must be positive")
+        check_at_least("data.source", self, max_unreadable=0)
+
+    def open(self, split: str, resolution: tuple[int, int] | None = None) -> FolderSource:
+        """The frames of a split, at their own size."""
+        return FolderSource(self, split)
+
+
+class FolderSource:
+    """Records of one split of a folder of RGB-D frames.
 
     Raises:
       ValueError: at construction for a folder that does not exist, a pattern without exactly one `*` or without
@@ -48,48 +82,29 @@ class FolderSource:
         read. On reading a record for depth of another size than the image, for a depth file that is not 16 bit.
     """
 
-    def __init__(
-        self,
-        split: str,
-        *,
-        root: str,
-        image: str,
-        depth: str | None = None,
-        depth_scale: float | None = None,
-        splits: Mapping[str, str],
-        invalid: Sequence[float] = (0, 65535),
-        mask: str | None = None,
-        max_depth: float | None = None,
-        npz_key: str | None = None,
-        intrinsics: str | Sequence[float] | None = None,
-        captions: str = "",
-        max_unreadable: int = 10,
-    ):
-        if depth is not None and depth_scale is None:
-            raise ValueError(f"source.depth is {depth!r} without source.depth_scale, the metres per unit of its files")
-        if depth_scale is not None and depth_scale <= 0:
-            raise ValueError(f"depth_scale is metres per unit and must be positive, got {depth_scale}")
-        self._root = Path(root)
+    def __init__(self, config: FolderConfig, split: str):
+        self._root = Path(config.root)
+        root = str(config.root)
         if not self._root.is_dir():
-            raise ValueError(f"data folder {str(root)!r} does not exist")
-        images = _match(self._root, "image", image)
+            raise ValueError(f"data folder {root!r} does not exist")
+        images = _match(self._root, "image", config.image)
         self._images = images
-        self._depths = _paired(images, _match(self._root, "depth", depth), "depth", depth) if depth else {}
-        self._masks = _paired(images, _match(self._root, "mask", mask), "mask", mask) if mask else {}
+        self._depths = self._beside_images("depth", config.depth)
+        self._masks = self._beside_images("mask", config.mask)
         frames = sorted(images, key=_natural)
-        self._frames = frames[_split_slice(split, splits)]
+        self._frames = frames[_split_slice(split, config.splits)]
         if not self._frames:
-            raise ValueError(f"split {split!r} = {splits[split]!r} is empty: {str(root)!r} has {len(frames)} frames")
-        self._prefix = Path(image).name.split("*")[0] if "*" in Path(image).name else ""
-        self._depth_scale = depth_scale
-        self._invalid = tuple(invalid)
-        self._max_depth = max_depth
-        self._npz_key = npz_key
-        self._intrinsics = _intrinsics(self._root, intrinsics)
-        self._captions = _captions(self._root, captions, images, self._prefix)
-        self.max_unreadable = max_unreadable
+            raise ValueError(f"split {split!r} = {config.splits[split]!r} is empty: {root!r} has {len(frames)} frames")
+        self._prefix = Path(config.image).name.split("*")[0] if "*" in Path(config.image).name else ""
+        self._config = config
+        self._intrinsics = _intrinsics(self._root, config.intrinsics)
+        self._captions = _captions(self._root, config.captions, images, self._prefix)
+        self.max_unreadable = config.max_unreadable
         with suppress(UnreadableFile):
             self._read(0)  # a wrong format shows here, not in a worker
+
+    def _beside_images(self, name: str, pattern: str | None) -> dict[str, Path]:
+        return _paired(self._images, _match(self._root, name, pattern), name, pattern) if pattern else {}
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -123,7 +138,9 @@ class FolderSource:
         frame = self._frames[index]
         image_HW3 = read_image(self._images[frame])
         size = image_HW3.shape[:2]
-        values_HW = read_depth(self._depths[frame], self._npz_key) if self._depths else np.zeros(size, np.float32)
+        values_HW = (
+            read_depth(self._depths[frame], self._config.npz_key) if self._depths else np.zeros(size, np.float32)
+        )
         mask_HW = read_mask(self._masks[frame]) if self._masks else np.ones(values_HW.shape, bool)
         for path, array in ((self._depths.get(frame), values_HW), (self._masks.get(frame), mask_HW)):
             if array.shape != image_HW3.shape[:2]:
@@ -131,10 +148,10 @@ class FolderSource:
                     f"{path} is {array.shape[1]}x{array.shape[0]}, its image {self._images[frame]} is "
                     f"{image_HW3.shape[1]}x{image_HW3.shape[0]}: they must be registered, pixel on pixel"
                 )
-        depth_HW = values_HW.astype(np.float32) * np.float32(self._depth_scale or 1.0)
-        valid_HW = mask_HW & np.isfinite(depth_HW) & (depth_HW > 0) & ~np.isin(values_HW, self._invalid)
-        if self._max_depth is not None:
-            valid_HW &= depth_HW <= self._max_depth
+        depth_HW = values_HW.astype(np.float32) * np.float32(self._config.depth_scale or 1.0)
+        valid_HW = mask_HW & np.isfinite(depth_HW) & (depth_HW > 0) & ~np.isin(values_HW, self._config.invalid)
+        if self._config.max_depth is not None:
+            valid_HW &= depth_HW <= self._config.max_depth
         return {
             "image": image_HW3,
             "depth": np.where(valid_HW, depth_HW, np.float32(0)),

@@ -234,4 +234,5 @@ class TextNetwork:
         return self.text.flops()
 
 
-KINDS: dict[str, Any] = {"byte": ByteText, "qwen3": Qwen3Text, "umt5": UMT5Text}
+TextConfig = ByteText | Qwen3Text | UMT5Text
+KINDS: dict[str, type[TextConfig]] = {"byte": ByteText, "qwen3": Qwen3Text, "umt5": UMT5Text}

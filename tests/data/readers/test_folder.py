@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mf_jax.data.readers.folder import FolderSource
-from mf_jax.data.sources import build_source
+from mf_jax.configurable import Section
+from mf_jax.data.config import DataConfig
+from mf_jax.data.readers.folder import FolderConfig
 
 H, W, FRAMES = 6, 8, 12
 
@@ -45,7 +46,7 @@ def source(folder, split="train", **changes):
         "depth_scale": 0.001,
         "splits": {"train": "0:8", "test": "8:", "all": ":"},
     }
-    return FolderSource(split, **parameters | changes)
+    return FolderConfig(**parameters | changes).open(split)
 
 
 def test_record(root):
@@ -248,36 +249,34 @@ def test_bad_arrays(root):
 def data_config(root, **changes):
     section = {"kind": "folder", "root": str(root), "image": "frame-*.color.png", "depth": "frame-*.depth.png"}
     section |= {"depth_scale": 0.001, "splits": {"train": "0:8"}} | changes
-    return {"source": section, "resolution": (4, 4)}
+    return Section(DataConfig).build({"source": section, "resolution": (4, 4)}, "data")
 
 
-def test_build_source(root):
-    assert len(build_source(data_config(root), "train")) == 8
+def test_open(root):
+    assert len(data_config(root).open("train")) == 8
     scenes = {"source": {"kind": "procedural", "train": 5, "test": 0}, "resolution": (8, 12)}
-    assert build_source(scenes, "train")[4]["image"].shape == (8, 12, 3)
+    assert Section(DataConfig).build(scenes, "data").open("train")[4]["image"].shape == (8, 12, 3)
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"kind": "foldr"}, "unknown source.kind 'foldr'; did you mean 'folder'"),
-        ({"kind": None}, "unknown source.kind None; there are: folder, procedural"),
-        ({"kind": "folder", "root": "."}, "source.image is missing for kind 'folder'"),
-        ({"kind": "procedural", "trian": 5}, "unknown key source.trian for kind 'procedural'; did you mean 'train'"),
-        ({"kind": "procedural", "test": 5}, "source has no 'train'; .* Add source.train = number of scenes"),
-        ({"kind": "procedural", "train": 0}, "split 'train' is empty: source.train is 0"),
+        ({"kind": "foldr"}, "data.source.kind is 'foldr'; did you mean 'folder'"),
+        ({"kind": None}, "data.source.kind is None; there are: folder, procedural"),
+        ({"kind": "folder", "root": "."}, "config key data.source.image is missing"),
+        ({"kind": "procedural", "trian": 5}, "unknown config key data.source.trian; did you mean 'train'"),
+        ({"kind": "procedural", "test": 5}, "split 'train' is empty: data.source.train is 0; set it to a number"),
+        ({"kind": "procedural", "train": 0}, "split 'train' is empty: data.source.train is 0"),
     ],
 )
-def test_build_source_errors(section, message):
+def test_open_errors(section, message):
     with pytest.raises(ValueError, match=message):
-        build_source({"source": section, "resolution": (4, 4)}, "train")
+        Section(DataConfig).build({"source": section, "resolution": (4, 4)}, "data").open("train")
 
 
-def test_build_source_names_the_nearest_key(root):
-    with pytest.raises(
-        ValueError, match=r"unknown key source.depth_scal for kind 'folder'; did you mean 'depth_scale'"
-    ):
-        build_source(data_config(root, depth_scal=1.0), "train")
+def test_open_names_the_nearest_key(root):
+    with pytest.raises(ValueError, match=r"unknown config key data.source.depth_scal; did you mean 'depth_scale'"):
+        data_config(root, depth_scal=1.0)
 
 
 REAL = {
@@ -303,7 +302,7 @@ def test_real_data(name):
     root = pathlib.Path(os.environ["MF_JAX_REAL_DATA"]) / name
     if name == "7scenes":
         parameters = parameters | {"intrinsics": "camera-intrinsics.txt"}
-    records = FolderSource("all", root=str(root), splits={"all": ":"}, **parameters)
+    records = FolderConfig(root=str(root), splits={"all": ":"}, **parameters).open("all")
     assert len(records) == expected["frames"]
     some = [records[index] for index in range(0, len(records), max(1, len(records) // 4))]
     assert all(record["image"].shape == (*expected["size"], 3) for record in some)

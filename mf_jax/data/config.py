@@ -1,0 +1,47 @@
+"""The section `data` of a config: what a run reads, and what becomes of it before the model sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mf_jax.configurable import Kinds, Section, check_at_least, part
+from mf_jax.data.augment import AugmentConfig
+from mf_jax.data.sources import KINDS as SOURCES
+from mf_jax.data.sources import Source, SourceConfig
+from mf_jax.data.sparsify import KINDS as SPARSIFIERS
+from mf_jax.data.sparsify import KeepAll, Sparsifier
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Attributes:
+    source: where records come from: kind "procedural" or "folder", with its own keys.
+    resolution: (H, W) that the model sees.
+    sparsify: what depth loses in training: kind "none", "random", "lidar" or "holes", with its own keys.
+    augment: what is drawn anew each time an example is seen in training: flip, crop, colour, see AugmentConfig.
+    cache: keep records in memory once read, resized, in each worker: for folders of a few thousand frames.
+    workers: processes that make examples; 0 makes them in the training process.
+    """
+
+    source: SourceConfig = dataclasses.field(metadata=part(Kinds(SOURCES, required=True)))
+    resolution: tuple[int, int]
+    sparsify: Sparsifier = dataclasses.field(default_factory=KeepAll, metadata=part(Kinds(SPARSIFIERS, required=True)))
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig, metadata=part(Section(AugmentConfig)))
+    cache: bool = False
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cache, bool):
+            raise ValueError(f"data.cache is {self.cache!r}; it must be True or False")
+        size = self.resolution
+        if not isinstance(size, tuple) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+            raise ValueError(f"data.resolution is {size!r}; it must be two positive integers, (height, width)")
+        check_at_least("data", self, workers=0)
+
+    def open(self, split: str) -> Source:
+        """The records of a split.
+
+        Raises:
+          ValueError: a split that is not configured or empty, and what the source itself raises.
+        """
+        return self.source.open(split, self.resolution)
