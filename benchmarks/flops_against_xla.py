@@ -33,7 +33,7 @@ def counted(function, *arguments) -> float:
 
 def counts(model, config) -> tuple[float, float, float]:
     """XLA's (forward, forward and backward, train step), per example."""
-    B = config["train"]["batch"]
+    B = config.train.batch
     batch = synthetic.fields(model, B)
     state = train_state.abstract(model, config)
     x = {
@@ -45,7 +45,7 @@ def counts(model, config) -> tuple[float, float, float]:
     def forward(trained, frozen, x, t, batch):
         return sum(jnp.sum(y) for y in model.predict(partition.combine(trained, frozen), x, t, batch).values())
 
-    networks = {TEACHER: state.params} if flops.distills(config) else {}
+    networks = {TEACHER: state.params} if config.objective.distills else {}
     arguments = (state.params, state.untrained, x, t, batch)
     return (
         counted(forward, *arguments) / B,
@@ -62,8 +62,8 @@ def main() -> None:
         start = time.perf_counter()
         config = synthetic.load(path, model={"remat": "none", "attention": "xla"})
         model = synthetic.model_of(config)
-        step = flops.step_flops(model, config) // config["train"]["batch"]
-        teacher = flops.teacher_flops(model) if flops.distills(config) else 0
+        step = flops.step_flops(model, config) // config.train.batch
+        teacher = flops.teacher_flops(model) if config.objective.distills else 0
         formula = (flops.forward_flops(model), step - teacher, step)
         columns = (
             f"{own / 1e12:8.4f} T {100 * (found / own - 1):+6.2f} %"

@@ -34,6 +34,7 @@ import jax
 import profile_costs
 import synthetic
 
+from mf_jax.config.config import Config
 from mf_jax.joint_model import JointModel
 from mf_jax.monitoring import chips, flops
 from mf_jax.parallel import sharding
@@ -63,7 +64,7 @@ class Trainer:
     """The train step of one model at any batch size, from one state, which is made anew if running out of memory
     took it away."""
 
-    def __init__(self, config: dict[str, Any], model: JointModel, mesh: jax.sharding.Mesh):
+    def __init__(self, config: Config, model: JointModel, mesh: jax.sharding.Mesh):
         self._config, self._model, self._mesh = config, model, mesh
         self._state = None
         self._compile = functools.cache(self._compile_anew)
@@ -164,9 +165,9 @@ def guess_batch(timing: Timing, params: int) -> int:
     return int((memory_limit() - 20 * params) / grows)
 
 
-def print_timing(name: str, model: JointModel, config: dict[str, Any], timing: Timing) -> None:
+def print_timing(name: str, model: JointModel, config: Config, timing: Timing) -> None:
     peak = chips.peak_flops()
-    config = config | {"train": config["train"] | {"batch": timing.batch}}
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=timing.batch))
     rates = [count(model, config) / timing.seconds for count in (flops.step_flops, flops.hardware_flops)]
     shares = [f"{100 * rate / peak:5.1f} %" if peak else "      -" for rate in rates]
     print(

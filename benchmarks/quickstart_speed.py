@@ -2,10 +2,12 @@
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/quickstart_speed.py      # as make quickstart does
 
-Prints, from one run on an otherwise idle machine: the warm train step (median of 20, model FLOP/s by mf_jax/flops.py),
-a 2048^2 float32 matrix product for scale, and the images/s of the loader alone with 2 worker processes.
+Prints, from one run on an otherwise idle machine: the warm train step (median of 20, model FLOP/s by
+mf_jax/monitoring/flops.py), a 2048^2 float32 matrix product for scale, and the images/s of the loader alone with 2
+worker processes.
 """
 
+import dataclasses
 import statistics
 import time
 
@@ -13,14 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from mf_jax.config import loading as configs
-from mf_jax.configurable import build
 from mf_jax.data.loader import build_train_loader
-from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.joint_model import build_model
 from mf_jax.monitoring import flops
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state
-from mf_jax.training.train_step import ObjectiveConfig, make_train_step
+from mf_jax.training.train_step import make_train_step
 
 
 def median_seconds(function, repeats: int) -> float:
@@ -33,9 +33,9 @@ def median_seconds(function, repeats: int) -> float:
 
 
 def loader_of(config, workers: int):
-    data = configs.to_dict(config)["data"] | {"workers": workers}
-    tokenizer = ByteTokenizer(config["text"]["max_bytes"])
-    return build_train_loader(data, batch_size=config["train"]["batch"], tokenizer=tokenizer, seed=config["seed"])
+    data = dataclasses.replace(config.data, workers=workers)
+    tokenizer = config.text.tokenizer()
+    return build_train_loader(data, batch_size=config.train.batch, tokenizer=tokenizer, seed=config.seed)
 
 
 def step_seconds(config) -> tuple[float, float]:
@@ -45,11 +45,8 @@ def step_seconds(config) -> tuple[float, float]:
     loader = loader_of(config, 0)
     batch = sharding.put_batch(next(loader), mesh)
     loader.close()
-    objective = build(ObjectiveConfig, config["objective"], "objective")
-    step = jax.jit(
-        make_train_step(model, objective, config.optimizer.make(config.train.steps), config["seed"], 1, 0.99),
-        donate_argnums=0,
-    )
+    optimizer = config.optimizer.make(config.train.steps)
+    step = jax.jit(make_train_step(model, config.objective, optimizer, config.seed, 1, 0.99), donate_argnums=0)
     holder = {"state": train_state.new(model, config, mesh)}
 
     def once():
@@ -63,7 +60,7 @@ def step_seconds(config) -> tuple[float, float]:
 
 def loader_images_per_second(config, workers: int, batches: int = 60) -> float:
     loader = loader_of(config, workers)
-    batch = config["train"]["batch"]
+    batch = config.train.batch
     for _ in range(10):
         next(loader)
     start = time.perf_counter()
@@ -81,7 +78,7 @@ def main() -> None:
     median_seconds(lambda: product(x, x), 2)
     matmul = 2 * 2048**3 / median_seconds(lambda: product(x, x), 20)
     seconds, work = step_seconds(config)
-    consumed = config["train"]["batch"] / seconds
+    consumed = config.train.batch / seconds
     delivered = loader_images_per_second(config, 2)
     print(f"jax {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}")
     print(f"matrix product 2048^2: {matmul / 1e9:.0f} GFLOP/s")

@@ -17,13 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mf_jax.configurable import build, build_kind
+from mf_jax.config.config import Config
+from mf_jax.configurable import Section
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.modalities import flux2_latent
-from mf_jax.models import backbones
-from mf_jax.models.text import encoders
-from mf_jax.training.optimizer import OptimizerConfig
-from mf_jax.training.train_step import ObjectiveConfig, make_train_step
+from mf_jax.training.train_step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +39,8 @@ class Features:
         return {}
 
 
-def load(path: str | pathlib.Path, **changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A config file with the defaults of what the train step reads.
+def load(path: str | pathlib.Path, **changes: Mapping[str, Any]) -> Config:
+    """A config file with the defaults filled in.
 
     Args:
       changes: by section, values that replace those of the file: model={"layers": 6}.
@@ -53,18 +51,10 @@ def load(path: str | pathlib.Path, **changes: Mapping[str, Any]) -> dict[str, An
     raw = module.get_config()
     for section, values in changes.items():
         raw[section] = raw.get(section, {}) | dict(values)
-    config = {"seed": 0, "data": raw["data"], "modalities": raw["modalities"], "modes": raw["modes"]}
-    for name, cls in (("objective", ObjectiveConfig), ("optimizer", OptimizerConfig)):
-        config[name] = dataclasses.asdict(build(cls, raw.get(name, {}), name))
-    for name, kinds in (("text", encoders.KINDS), ("model", backbones.KINDS)):
-        section = raw.get(name, {})
-        kind = section.get("kind", next(iter(kinds)))
-        config[name] = {"kind": kind, **dataclasses.asdict(build_kind(kinds, section, name))}
-    config["train"] = {"accumulate": 1, "freeze": ()} | raw["train"]
-    return config
+    return Section(Config).build(raw, "")
 
 
-def model_of(config: Mapping[str, Any]) -> JointModel:
+def model_of(config: Config) -> JointModel:
     """The model without its frozen networks."""
     model = build_model(config)
     if model.text_encoder is not None:
@@ -73,12 +63,11 @@ def model_of(config: Mapping[str, Any]) -> JointModel:
     return dataclasses.replace(model, networks={}, text=features)
 
 
-def train_step(model: JointModel, config: Mapping[str, Any]) -> Callable[..., Any]:
-    """(state, networks, batch) -> (state, metrics), not compiled."""
-    objective = build(ObjectiveConfig, config["objective"], "objective")
-    optimizer = config.optimizer.make(config.train.steps)
-    train = config["train"]
-    return make_train_step(model, objective, optimizer, config["seed"], train["accumulate"], train["ema_decay"])
+def train_step(model: JointModel, config: Config) -> Callable[..., Any]:
+    """(state, frozen_params, batch) -> (state, metrics), not compiled."""
+    train = config.train
+    optimizer = config.optimizer.make(train.steps)
+    return make_train_step(model, config.objective, optimizer, config.seed, train.accumulate, train.ema_decay)
 
 
 def fields(model: JointModel, B: int) -> dict[str, jax.ShapeDtypeStruct]:

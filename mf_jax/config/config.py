@@ -76,4 +76,4 @@ class Config:
                 raise ValueError(f"modes.{name} holds every modality clean; one must be left to learn")
         total = sum(mode.probability for mode in self.modes.values())
         if abs(total - 1.0) > 1e-6:
-            raise ValueError(f"the probabilities of modes sum to {total}; they must sum to 1")
+            raise ValueError(f"the probabilities of modes sum to {total:g}; they must sum to 1")

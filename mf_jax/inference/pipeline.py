@@ -80,9 +80,9 @@ class Pipeline:
           ValueError: an unknown mode, a missing or superfluous input, a wrong shape or type, a prompt that is too long.
         """
         defaults = self.config.sample
-        steps = defaults["steps"] if steps is None else steps
-        mu = defaults["mu"] if mu is None else mu
-        guide = defaults["guide"] if guide is None else guide
+        steps = defaults.steps if steps is None else steps
+        mu = defaults.mu if mu is None else mu
+        guide = defaults.guide if guide is None else guide
         if mode not in CONDITIONS:
             raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(CONDITIONS)}")
         if guide not in ("all", "image"):
@@ -101,7 +101,7 @@ class Pipeline:
                 raise ValueError(f"mode {mode!r} {wants}")
         guidance = self.guidance_of(mode, guidance)
         if log2_alpha is None:
-            log2_alpha = {"joint": defaults["log2_alpha"], "partial": defaults["partial_log2_alpha"]}.get(mode, 0.0)
+            log2_alpha = {"joint": defaults.log2_alpha, "partial": defaults.partial_log2_alpha}.get(mode, 0.0)
 
         inputs = {}
         if image is not None:

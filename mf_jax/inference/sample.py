@@ -59,7 +59,7 @@ def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
                 "mode": mode,
                 "seed": arguments.seed,
                 "sample": i,
-                "num_steps": arguments.steps or defaults["steps"],
+                "num_steps": arguments.steps or defaults.steps,
                 "cfg_scale": model.guidance_of(mode, arguments.guidance),
                 "checkpoint_step": model.step,
             },

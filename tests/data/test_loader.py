@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 import mf_jax.data
+from mf_jax.configurable import Section
+from mf_jax.data.config import DataConfig
 from mf_jax.data.loader import build_train_loader
 from mf_jax.data.readers.folder import FolderSource
 from mf_jax.data.tokenizer import ByteTokenizer
@@ -144,7 +146,7 @@ def test_one_record():
     [
         ({"sparsfy": {}}, {}, "unknown config key data.sparsfy; did you mean 'sparsify'"),
         ({"augment": {"crops": 0.5}}, {}, "unknown config key data.augment.crops; did you mean 'crop'"),
-        ({"workers": -1}, {}, "data.workers must not be negative, got -1"),
+        ({"workers": -1}, {}, "data.workers is -1; it must be a number and at least 0"),
         ({"source": {"kind": "procedural", "train": 0}}, {}, "split 'train' is empty"),
         ({}, {"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({}, {"batch_size": 3, "rows": [2, 3]}, r"rows \(2, 3\) are not rows of a batch of 3"),
@@ -248,8 +250,8 @@ def test_what_is_augmented_depends_on_the_position_alone(frames, monkeypatch):
 
 SIGNALLED = """
 import signal, sys
-from mf_jax.configurable import Section
 from mf_jax.data.config import DataConfig
+from mf_jax.data.procedural.source import ProceduralConfig
 from mf_jax.data.loader import build_train_loader
 from mf_jax.data.tokenizer import ByteTokenizer
 
@@ -257,7 +259,7 @@ if __name__ == "__main__":
     got = []
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, frame: got.append(number))
-    data = Section(DataConfig).build(dict(source=dict(kind="procedural", train=100), resolution=(8, 8), workers=1), "data")
+    data = DataConfig(source=ProceduralConfig(train=100), resolution=(8, 8), workers=1)
     batches = build_train_loader(data, batch_size=2, tokenizer=ByteTokenizer(96), seed=0)
     next(batches)
     print("ready", flush=True)

@@ -3,6 +3,9 @@ import pickle
 import numpy as np
 import pytest
 
+from mf_jax.configurable import Kinds
+from mf_jax.data.sparsify import KINDS
+
 CONFIGS = [
     {"kind": "none"},
     {"kind": "random", "fraction": 0.1},

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mf_jax.data.augment import AugmentConfig, random_window
+from mf_jax.data.sparsify import KeepAll, RandomPixels
 from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.data.transforms import Examples, View
 
@@ -96,7 +97,7 @@ def test_image_and_depth_show_the_same_window():
 
 
 def test_sparse_pixels_are_a_fraction_of_what_the_model_sees_and_belong_to_the_record():
-    dense, quarter = examples(), {"kind": "random", "fraction": 0.25}
+    dense, quarter = examples(), RandomPixels(0.25)
     sparse = [view(sparsify=quarter)(dense[index], generator()) for index in range(10)]
     for index in (0, 9):
         full, kept = dense[index]["depth_valid"], sparse[index]["depth_valid"]
@@ -172,7 +173,7 @@ def test_a_window_never_mixes_depth(resolution):
 
 
 def test_the_fraction_of_a_window_is_of_what_the_model_sees_and_a_record_keeps_its_pattern():
-    quarter = {"kind": "random", "fraction": 0.25}
+    quarter = RandomPixels(0.25)
     example = examples(crop=0.5)[4]
     for seed in range(5):
         full = view(crop=0.5)(example, generator(seed))["depth_valid"]

@@ -70,7 +70,7 @@ def test_optimizer_and_average_lie_as_their_parameters(setting):
 def test_initial_parameters_do_not_depend_on_the_mesh(setting, parameters):
     model, config = setting
     single = jax.jit(lambda key: nn.unbox(model.init(key)))(
-        jax.random.fold_in(jax.random.key(config["seed"]), train_state.INIT_STREAM)
+        jax.random.fold_in(jax.random.key(config.seed), train_state.INIT_STREAM)
     )
     for path, leaf in jax.tree_util.tree_flatten_with_path(single)[0]:
         assert leaf.sharding.num_devices == 1
@@ -150,7 +150,7 @@ def test_rules_can_be_overridden(setting, make_tiny_config):
     with sharding.rules({"mlp": (), "embed": ("fsdp", "tensor")}):
         assert spec_of() == PartitionSpec(None, None, ("fsdp", "tensor"))
     overridden = resolve(make_tiny_config(), ["mesh.rules.mlp=()", "mesh.rules.sequence=('context','tensor')"])
-    assert dict(overridden["mesh"]["rules"]) == {"mlp": (), "sequence": ("context", "tensor")}
+    assert dict(overridden.mesh.rules) == {"mlp": (), "sequence": ("context", "tensor")}
     for override, message in (
         ("mesh.rules.mpl=()", r"mesh\.rules names the axis 'mpl'; did you mean 'mlp'"),
         ("mesh.rules.mlp='model'", r"mesh\.rules\.mlp is 'model'; the mesh axes are data, fsdp, tensor, context"),

@@ -70,7 +70,7 @@ def test_guidance_and_its_streams(pipeline):
     image_only = pipeline.sample(**settings, guidance=8.0, guide="image")
     assert not np.array_equal(plain["depth"], every["depth"])
     assert not np.array_equal(image_only["depth"], every["depth"])
-    assert pipeline.guidance_of("i2d") == 1.0 and pipeline.guidance_of("joint") == pipeline.config["sample"]["guidance"]
+    assert pipeline.guidance_of("i2d") == 1.0 and pipeline.guidance_of("joint") == pipeline.config.sample.guidance
 
 
 def test_refining_replaces_the_depth_by_that_of_the_image(pipeline):

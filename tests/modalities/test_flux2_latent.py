@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mf_jax.modalities.base import build_modality
 from mf_jax.modalities.flux2_latent import Codec
+from mf_jax.modalities.registry import ModalitySpec
 
 
 def test_tokens_are_latents_row_by_row():
@@ -58,4 +58,4 @@ def test_impossible_options(option):
 
 def test_named_in_a_config():
     section = dict(kind="flux2_latent", position=0, prediction="v", noise=dict(kind="logit_normal"))
-    assert build_modality("image", section).codec == Codec()
+    assert ModalitySpec().build(section, "modalities.image").codec == Codec()

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from mf_jax.configurable import build_kind
+from mf_jax.configurable import Kinds
 from mf_jax.models.backbones import KINDS, FlatDiTConfig, Flux2Config
 from mf_jax.models.stream import Stream
 
@@ -36,7 +36,7 @@ def test_heads_may_be_given():
 )
 def test_bad_sections(section, message):
     with pytest.raises(ValueError, match=message):
-        build_kind(KINDS, section, "model")
+        Kinds(KINDS).build(section, "model")
 
 
 def test_defaults_are_the_released_sizes():

@@ -72,7 +72,7 @@ def test_sizes_come_from_the_files_at_hand(goldens):
     config = Qwen3Config.from_json(goldens / "qwen3" / "config.json")
     assert qwen3.encode == qwen3_module.forward_flops(config, 2, 16) and qwen3.source.endswith("qwen3/config.json")
     codec = flux2_latent.Codec(checkpoint=str(goldens / "flux2_vae"), channels=16, reduction=8)
-    found = flux2_latent.network(codec, jnp.float32).flops((32, 48))
+    found = codec.network(jnp.float32).flops((32, 48))
     golden = AutoencoderConfig(channels=32, multipliers=(1, 2, 1), blocks=1, latent=4)
     assert (found.encode, found.decode) == autoencoder_flops.autoencoder(golden, (32, 48))
 
@@ -82,7 +82,7 @@ def test_unknown_sizes_are_not_guessed():
         UMT5Text(checkpoint="nowhere", width=512).flops()
     codec = flux2_latent.Codec(checkpoint="nowhere", channels=64)
     with pytest.raises(ValueError, match="no checkpoint 'nowhere'"):
-        flux2_latent.network(codec, jnp.float32).flops((256, 256))
+        codec.network(jnp.float32).flops((256, 256))
 
 
 def test_published_configs_have_known_costs():

@@ -3,6 +3,7 @@
 Legend: T tokens of a sequence.
 """
 
+import dataclasses
 import math
 import types
 
@@ -148,11 +149,11 @@ def test_what_remat_computes_again(tiny_config):
         "dots": scores + values,
     }
     assert set(flops.RECOMPUTED) == set(again)
-    config = configs.to_dict(resolve(tiny_config))
+    config = resolve(tiny_config)
     model = build_model(config)
     for preset, multiply_adds in again.items():
-        config["model"]["remat"] = preset
-        assert flops.hardware_flops(model, config) - flops.step_flops(model, config) == 8 * 2 * multiply_adds
+        other = dataclasses.replace(model, backbone=model.backbone.clone(remat=preset))
+        assert flops.hardware_flops(other, config) - flops.step_flops(other, config) == 8 * 2 * multiply_adds
 
 
 def test_remat_of_fused_attention_kernels():

@@ -13,11 +13,10 @@ import pytest
 from flax import linen as nn
 
 from mf_jax.config.loading import resolve
-from mf_jax.configurable import build
 from mf_jax.joint_model import build_model
 from mf_jax.monitoring import flops
 from mf_jax.training import partition, train_state
-from mf_jax.training.train_step import ObjectiveConfig, make_train_step
+from mf_jax.training.train_step import make_train_step
 
 FLAT = dict(width=512, layers=2, heads=4, kv_heads=1)
 FLUX2 = dict(kind="flux2", width=512, heads=4, double_blocks=2, single_blocks=2)
@@ -62,7 +61,7 @@ def gradient_count(model, config):
         return sum(jnp.sum(y) for y in model.predict(partition.combine(trained, frozen), x, t, fields).values())
 
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
-    return counted(jax.value_and_grad(loss), *partition.partition(params, config["train"]["freeze"]), *abstract(model))
+    return counted(jax.value_and_grad(loss), *partition.partition(params, config.train.freeze), *abstract(model))
 
 
 @pytest.mark.parametrize("sizes", [FLAT, FLUX2], ids=["flat_dit", "flux2"])
@@ -117,8 +116,7 @@ def test_train_step(wide_config, sizes):
     per parameter would bring the two closer."""
     config = wide_config(sizes)
     model = build_model(config)
-    objective = build(ObjectiveConfig, config["objective"], "objective")
-    step = make_train_step(model, objective, config.optimizer.make(config.train.steps), 0, 1, 0.99)
+    step = make_train_step(model, config.objective, config.optimizer.make(config.train.steps), 0, 1, 0.99)
     batch = {
         "image": jax.ShapeDtypeStruct((BATCH, 128, 128, 3), jnp.uint8),
         "depth": jax.ShapeDtypeStruct((BATCH, 128, 128), jnp.float32),

@@ -12,9 +12,10 @@ import pytest
 from optax import contrib
 
 from mf_jax.config.loading import load, resolve
+from mf_jax.configurable import Kinds
 from mf_jax.joint_model import build_model
 from mf_jax.parallel.sharding import is_box
-from mf_jax.training.optimizer import make_optimizer
+from mf_jax.training.optimizer import KINDS, AdamWConfig, MuonConfig
 
 STILL = dict(warmup=0, schedule="constant")
 
@@ -107,7 +108,7 @@ def test_moments_kept_in_bfloat16():
     params = {"a": jnp.ones(64), "b": {"kernel": jnp.ones((8, 8))}}
     states = {}
     for kind in ("bfloat16", "float32"):
-        optimizer = make_optimizer(dataclasses.replace(config, moments=kind), 200)
+        optimizer = dataclasses.replace(config, moments=kind).make(200)
         step = jax.jit(lambda g, state, optimizer=optimizer: optimizer.update(g, state, params))
         state = optimizer.init(params)
         generator = np.random.default_rng(0)
@@ -230,14 +231,14 @@ def test_muons_momentum_kept_in_bfloat16():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(kind="sgd"), r"optimizer\.kind is 'sgd'; it must be 'adamw' or 'muon'"),
-        (dict(moments="float16"), r"optimizer\.moments is 'float16'; it must be 'float32' or 'bfloat16'"),
+        (dict(kind="sgd"), r"optimizer\.kind is 'sgd'; there are: adamw, muon"),
+        (dict(moments="float16"), r"optimizer\.moments is 'float16'; it must be one of 'float32', 'bfloat16'"),
         (dict(moments="bfloat16", b2=0.999), r"'bfloat16' with a decay of 0\.999"),
     ],
 )
 def test_settings_that_would_not_work(options, message):
     with pytest.raises(ValueError, match=message):
-        AdamWConfig(**options)
+        Kinds(KINDS).build(options, "optimizer")
 
 
 def is_muon(state):

@@ -219,7 +219,7 @@ def test_bad_files(root, damage, message):
         ({"split": "none", "splits": {"none": "20:"}}, "split 'none' = '20:' is empty: .* has 12 frames"),
         ({"splits": {"train": "80%"}}, "splits.train='80%' is not a slice such as"),
         ({"splits": {"train": "::0"}}, "splits.train='::0' is not a slice"),
-        ({"depth_scale": 0}, "depth_scale is metres per unit and must be positive, got 0"),
+        ({"depth_scale": 0}, "depth_scale is 0; metres per unit must be positive"),
         ({"mask": "*.npy"}, r"no file in .* matches mask='\*.npy'"),
         ({"intrinsics": "cam.txt"}, "intrinsics file .*cam.txt' does not exist"),
         ({"intrinsics": (585, 585, 320)}, "must be fx fy cx cy or a 3x3 matrix"),
