@@ -21,7 +21,6 @@ import synthetic
 
 from mf_jax.monitoring import flops
 from mf_jax.training import partition, train_state
-from mf_jax.training.train_step import TEACHER
 
 CONFIGS = [f"configs/{kind}_{size}.py" for kind in ("t2i", "mofo") for size in ("370m", "800m", "3b")]
 CONFIGS.append("configs/flux2_klein_9b.py")
@@ -45,12 +44,12 @@ def counts(model, config) -> tuple[float, float, float]:
     def forward(trained, frozen, x, t, batch):
         return sum(jnp.sum(y) for y in model.predict(partition.combine(trained, frozen), x, t, batch).values())
 
-    networks = {TEACHER: state.params} if config.objective.distills else {}
+    teacher = state.params if config.objective.distills else None
     arguments = (state.params, state.untrained, x, t, batch)
     return (
         counted(forward, *arguments) / B,
         counted(jax.value_and_grad(forward), *arguments) / B,
-        counted(synthetic.train_step(model, config), state, networks, batch) / B,
+        counted(synthetic.train_step(model, config), state, {}, batch, teacher) / B,
     )
 
 

@@ -64,7 +64,7 @@ def model_of(config: Config) -> JointModel:
 
 
 def train_step(model: JointModel, config: Config) -> Callable[..., Any]:
-    """(state, frozen_params, batch) -> (state, metrics), not compiled."""
+    """(state, frozen_params, batch, teacher=None) -> (state, metrics), not compiled."""
     train = config.train
     optimizer = config.optimizer.make(train.steps)
     return make_train_step(model, config.objective, optimizer, config.seed, train.accumulate, train.ema_decay)

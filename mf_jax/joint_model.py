@@ -99,12 +99,12 @@ class JointModel:
         """The batch with what the frozen networks (their parameters by name) make of it."""
         return frozen.prepare(self.networks, frozen_params, batch)
 
-    def encode(self, batch: Batch) -> tuple[Tokens, Tokens]:
-        """Clean tokens of a prepared batch and their validity, by modality."""
-        clean = {name: m.codec.encode(batch) for name, m in self.modalities.items()}
-        return clean, self.valid(batch)
+    def encode(self, batch: Batch) -> Tokens:
+        """Clean tokens of a prepared batch, by modality."""
+        return {name: m.codec.encode(batch) for name, m in self.modalities.items()}
 
     def valid(self, batch: Batch) -> Tokens:
+        """Which entries of those tokens were measured; of a batch that may not be prepared yet."""
         return {name: m.codec.valid(batch) for name, m in self.modalities.items()}
 
     def decode(self, frozen_params: Mapping[str, Any], tokens: Tokens) -> dict[str, jax.Array]:

@@ -31,7 +31,7 @@ from mf_jax.monitoring.train_log import Log
 from mf_jax.parallel import sharding
 from mf_jax.parallel.processes import ProcessGroup
 from mf_jax.training import compilation, train_state
-from mf_jax.training.train_step import TEACHER, jit_train_step
+from mf_jax.training.train_step import jit_train_step
 from mf_jax.training.workdir import locked
 
 # Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
@@ -135,8 +135,7 @@ def train(
             source = SavedModel(config.init.checkpoint)
             weights = source.params(config.init.weights, mesh)
             source.close()
-        if objective.distills:
-            frozen_params[TEACHER] = initialize.teacher(config, weights)
+        teacher = initialize.teacher(config, weights) if objective.distills else None
 
         # State
         if resumes:
@@ -159,7 +158,9 @@ def train(
         goodput.spend(STARTUP, time.monotonic())
         dump = workdir / "hlo" if config.train.dump_hlo and group.is_main else None
         with sharding.scope(mesh):
-            step_fn = compilation.compile_step(step_fn, (state, frozen_params, sharding.put_batch(batch, mesh)), dump)
+            step_fn = compilation.compile_step(
+                step_fn, (state, frozen_params, sharding.put_batch(batch, mesh), teacher), dump
+            )
         group.barrier()  # whoever has the step from the cache is here first; collectives wait less patiently
         goodput.spend(COMPILE, time.monotonic())
         log = Log(workdir, model, config, start, goodput, writes=group.is_main)
@@ -174,7 +175,7 @@ def train(
                 with log.waiting(DATA):
                     batch = next(loader)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, step_metrics = step_fn(state, frozen_params, sharding.put_batch(batch, mesh))
+                state, step_metrics = step_fn(state, frozen_params, sharding.put_batch(batch, mesh), teacher)
             log.started(step + 1, step_metrics)
 
             last = group.should_stop(signals) or step + 1 == steps

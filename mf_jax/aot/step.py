@@ -22,7 +22,7 @@ from mf_jax.joint_model import JointModel, build_model
 from mf_jax.monitoring import chips
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state
-from mf_jax.training.train_step import TEACHER, jit_train_step
+from mf_jax.training.train_step import jit_train_step
 
 
 class OutOfMemory(Exception):
@@ -45,14 +45,14 @@ class Job:
     """A config on devices.
 
     Attributes:
-      arguments: (state, frozen_params, batch) of the step: jax.ShapeDtypeStruct with shardings.
+      arguments: (state, frozen_params, batch, teacher) of the step: jax.ShapeDtypeStruct with shardings.
       assumed: what was not at hand, and what was taken in its place.
     """
 
     config: Config
     model: JointModel
     mesh: Mesh
-    arguments: tuple[train_state.TrainState, dict[str, Any], dict[str, Any]]
+    arguments: tuple[train_state.TrainState, dict[str, Any], dict[str, Any], Any]
     assumed: tuple[str, ...]
 
 
@@ -117,8 +117,8 @@ def make_job(config: Config, devices: Sequence[jax.Device]) -> Job:
         model = _without_files(model, assumed)
         state = train_state.abstract(model, config, mesh)
         frozen_params = {name: network.abstract(mesh) for name, network in model.networks.items()}
-        if config.objective.distills:
-            frozen_params[TEACHER] = state.params
+        teacher = state.params if config.objective.distills else None
+        if teacher is not None:
             assumed.append("the teacher has all the parameters that are trained, as an import has")
         place = sharding.batch_sharding(mesh)
         shapes = example_shapes(model.resolution)
@@ -127,7 +127,7 @@ def make_job(config: Config, devices: Sequence[jax.Device]) -> Job:
             name: jax.ShapeDtypeStruct((config.train.batch, *shape), dtype, sharding=place)
             for name, (shape, dtype) in shapes.items()
         }
-    return Job(config, model, mesh, (state, frozen_params, batch), tuple(assumed))
+    return Job(config, model, mesh, (state, frozen_params, batch, teacher), tuple(assumed))
 
 
 def _without_files(model: JointModel, assumed: list[str]) -> JointModel:
@@ -146,7 +146,7 @@ def _without_files(model: JointModel, assumed: list[str]) -> JointModel:
 
 def label(name: str) -> str:
     """What a network is called in print."""
-    return {TEACHER: "teacher", "text": "text encoder"}.get(name, f"autoencoder of {name}")
+    return "text encoder" if name == "text" else f"autoencoder of {name}"
 
 
 def compile_step(job: Job) -> Program:
@@ -171,10 +171,10 @@ def compile_step(job: Job) -> Program:
 
 def argument_bytes(job: Job) -> dict[str, int]:
     """Bytes per device of every argument by what it is, without padding."""
-    state, frozen_params, batch = job.arguments
+    state, frozen_params, batch, teacher = job.arguments
     groups = {"parameters": state.params, "untrained parameters": state.untrained, "EMA": state.ema}
     groups |= {"optimizer": (state.opt_state, state.step)}
-    groups |= {label(name): tree for name, tree in frozen_params.items()} | {"batch": batch}
+    groups |= {label(name): tree for name, tree in frozen_params.items()} | {"teacher": teacher, "batch": batch}
     return {name: sum(map(_shard_bytes, jax.tree.leaves(tree))) for name, tree in groups.items()}
 
 

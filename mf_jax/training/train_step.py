@@ -26,7 +26,6 @@ from mf_jax.training.config import ObjectiveConfig, Recipe
 from mf_jax.training.train_state import TrainState
 
 NOISE_BINS = 5
-TEACHER = "teacher"  # among the networks: parameters of the model that training started from
 DISTILL = "distill"  # among the losses
 STEPS_STREAM = 1  # first fold of the seed for the steps; initialisation has train_state.INIT_STREAM
 
@@ -50,21 +49,23 @@ def _errors(
     model: JointModel,
     objective: ObjectiveConfig,
     frozen_params: dict[str, Any],
+    teacher: Any,
     params: Any,
     untrained: Any,
     batch: Batch,
     drawn: dict[str, Any],
+    masks: dict[str, Any],
 ) -> dict[str, jax.Array]:
     """Squared velocity error summed over each example, by modality (B,); DISTILL is that to the teacher, weighted."""
     dropped = drawn["caption_u"] < objective.caption_dropout
     text = {n: jnp.where(dropped[:, None], null, batch[n]) for n, null in model.null_text.items()}
     batch = model.prepare(frozen_params, batch | text)
-    clean, valid = model.encode(batch)
+    clean = model.encode(batch)
     x, eps = {}, {}
     for i, (name, x0_BNC) in enumerate(clean.items()):
         key_B = jax.vmap(jax.random.fold_in, (0, None))(drawn["noise_key"], i)
         eps[name] = jax.vmap(lambda k, shape=x0_BNC.shape[1:]: jax.random.normal(k, shape))(key_B)
-        x[name] = interpolate(x0_BNC, eps[name], drawn["t"][name], valid[name])
+        x[name] = interpolate(x0_BNC, eps[name], drawn["t"][name], masks["valid"][name])
     y = model.predict(partition.combine(params, untrained), x, drawn["t"], batch)
     errors = {
         name: loss.squared_error(
@@ -72,7 +73,7 @@ def _errors(
             clean[name],
             eps[name],
             drawn["t"][name],
-            loss.loss_mask(valid[name], drawn["t"][name]),
+            masks["supervised"][name],
             m.prediction,
             objective.t_floor,
         )
@@ -81,16 +82,14 @@ def _errors(
     if objective.distills:
         name = model.leading
         t_B, prediction = drawn["t"][name], model.modalities[name].prediction
-        teacher = model.predict(
-            partition.combine(frozen_params[TEACHER], untrained), {name: x[name]}, {name: t_B}, batch
-        )
+        taught = model.predict(partition.combine(teacher, untrained), {name: x[name]}, {name: t_B}, batch)
         student_v, teacher_v = (
-            velocity_of(raw, x[name], t_B, prediction, objective.t_floor) for raw in (y[name], teacher[name])
+            velocity_of(raw, x[name], t_B, prediction, objective.t_floor) for raw in (y[name], taught[name])
         )
-        mask = loss.loss_mask(valid[name], t_B)
-        apart_B = jnp.sum(jnp.square(jnp.where(mask, student_v - teacher_v, 0.0)), axis=(1, 2))
+        apart = jnp.where(masks["supervised"][name], student_v - teacher_v, 0.0)
         others_B = jnp.mean(jnp.stack([t for other, t in drawn["t"].items() if other != name]), axis=0)
-        errors[DISTILL] = (objective.distill_high * others_B + objective.distill_low * (1.0 - others_B)) * apart_B
+        weight_B = objective.distill_high * others_B + objective.distill_low * (1.0 - others_B)
+        errors[DISTILL] = weight_B * jnp.sum(jnp.square(apart), axis=(1, 2))
     return errors
 
 
@@ -109,13 +108,15 @@ def loss_and_gradient(
     untrained: Any,
     batch: Batch,
     step: jax.Array,
+    teacher: Any = None,
 ) -> tuple[jax.Array, Any, dict[str, Any]]:
     """Loss, gradient and statistics of one batch.
 
     Args:
       accumulate: parts that the batch is computed in, one after the other; the result is that of the whole batch.
-      frozen_params: parameters of the frozen networks by name, and of the teacher under TEACHER.
+      frozen_params: parameters of the frozen networks by name.
       params, untrained: the model's; the gradient is that of params.
+      teacher: parameters of the model that training started from, as `params`; only self-distillation reads them.
 
     Returns:
       loss: sum over modalities of weight * (masked sum of squared velocity errors / global count); self-distillation
@@ -127,29 +128,28 @@ def loss_and_gradient(
     batch_size = batch["text_ids"].shape[0]
     drawn = _draw(model, seed, step, batch_size)
     valid = model.valid(batch)
-    counts = {
-        name: jnp.sum(loss.loss_mask(valid[name], drawn["t"][name]), axis=(1, 2)).astype(jnp.float32)
-        for name in model.modalities
-    }
+    supervised = {name: loss.loss_mask(valid[name], drawn["t"][name]) for name in model.modalities}
+    masks = {"valid": valid, "supervised": supervised}
+    counts = {name: jnp.sum(mask, axis=(1, 2)).astype(jnp.float32) for name, mask in supervised.items()}
     scale = {name: m.weight / jnp.maximum(jnp.sum(counts[name]), 1.0) for name, m in model.modalities.items()}
     if objective.distills:
         counts[DISTILL], scale[DISTILL] = counts[model.leading], scale[model.leading]
 
-    def part_loss(params: Any, batch: Batch, drawn: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        errors = _errors(model, objective, frozen_params, params, untrained, batch, drawn)
+    def part_loss(params: Any, *part: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        errors = _errors(model, objective, frozen_params, teacher, params, untrained, *part)
         return sum(scale[name] * jnp.sum(error_B) for name, error_B in errors.items()), errors
 
     gradient_of = jax.value_and_grad(part_loss, has_aux=True)
     if accumulate == 1:
-        (value, errors), gradient = gradient_of(params, batch, drawn)
+        (value, errors), gradient = gradient_of(params, batch, drawn, masks)
     else:
 
-        def add(carry: tuple[jax.Array, Any], part: tuple[Batch, dict[str, Any]]) -> tuple[tuple[jax.Array, Any], Any]:
+        def add(carry: tuple[jax.Array, Any], part: tuple[dict[str, Any], ...]) -> tuple[tuple[jax.Array, Any], Any]:
             (value, errors), gradient = gradient_of(params, *part)
             return (carry[0] + value, jax.tree.map(jnp.add, carry[1], gradient)), errors
 
         start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        (value, gradient), errors = jax.lax.scan(add, start, _split((batch, drawn), accumulate))
+        (value, gradient), errors = jax.lax.scan(add, start, _split((batch, drawn, masks), accumulate))
         errors = jax.tree.map(lambda e: e.swapaxes(0, 1).reshape(batch_size), errors)
     missing = {name: jnp.sum(~jnp.any(v, axis=(1, 2))) for name, v in valid.items()}
     return value, gradient, _statistics(model, errors, counts, drawn, missing)
@@ -175,12 +175,17 @@ def make_train_step(
     seed: int,
     accumulate: int,
     ema_decay: float,
-) -> Callable[[TrainState, dict[str, Any], Batch], tuple[TrainState, dict[str, Any]]]:
-    """(state, frozen_params, batch) -> (next state, metrics); metrics are device arrays that nobody has to wait for."""
+) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+    """(state, frozen_params, batch, teacher=None) -> (next state, metrics), see `loss_and_gradient`.
 
-    def train_step(state: TrainState, frozen_params: dict[str, Any], batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    Metrics are device arrays that nobody has to wait for.
+    """
+
+    def train_step(
+        state: TrainState, frozen_params: dict[str, Any], batch: Batch, teacher: Any = None
+    ) -> tuple[TrainState, dict[str, Any]]:
         value, gradient, statistics = loss_and_gradient(
-            model, objective, seed, accumulate, frozen_params, state.params, state.untrained, batch, state.step
+            model, objective, seed, accumulate, frozen_params, state.params, state.untrained, batch, state.step, teacher
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -72,14 +72,14 @@ def test_too_large(config_file, capsys):
 def test_bytes_by_hand(tiny_config):
     job = step.make_job(resolve(tiny_config, SHARDED), topology.devices("v5e:2x2"))
     found = step.argument_bytes(job)
-    state, _, batch = job.arguments
+    state, _, batch, _ = job.arguments
     whole = sum(size(leaf) for leaf in jax.tree.leaves(state.params) if not any(leaf.sharding.spec))
     split = size(state.params) - whole
     assert split > 0.9 * size(state.params)
     per_device = 4 * (whole + split // 4)
     assert found["parameters"] == found["EMA"] == per_device
     assert found["optimizer"] == 2 * per_device + 2 * 4 + 4  # two moments; the counts of Adam and schedule; the step
-    assert found["frozen parameters"] == 0
+    assert found["untrained parameters"] == 0
     text = sum(value.nbytes for value in job.model.null_text.values())
     assert found["batch"] == 2 * (16 * 16 * (3 + 4 + 1) + text)
     assert all(leaf.sharding.mesh.devices.flat[0].platform == "tpu" for leaf in jax.tree.leaves(batch))
@@ -89,7 +89,7 @@ def test_bytes_by_hand(tiny_config):
 def test_published_sizes_of_frozen_networks():
     """UMT5-XXL's encoder has 5.68 billion parameters, the autoencoder 84 million; of both 1/16 is on a chip."""
     job = step.make_job(load("configs/t2i_370m.py"), topology.devices("v5e:4x4"))
-    _, networks, batch = job.arguments
+    _, networks, batch, _ = job.arguments
     block = 4 * 4096 * 4096 + 3 * 4096 * 10240 + 2 * 4096 + 32 * 64
     assert size(networks["text"]) == 256384 * 4096 + 24 * block + 4096
     assert {leaf.dtype for leaf in jax.tree.leaves(networks["text"])} == {jax.numpy.dtype("bfloat16")}

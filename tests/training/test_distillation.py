@@ -45,8 +45,7 @@ def compiled(model, accumulate=1, **weights):
     objective = ObjectiveConfig(**weights)
 
     def run(student, teacher, batch, step):
-        networks = {train_step.TEACHER: teacher}
-        result = train_step.loss_and_gradient(echo, objective, SEED, accumulate, networks, student, {}, batch, step)
+        result = train_step.loss_and_gradient(echo, objective, SEED, accumulate, {}, student, {}, batch, step, teacher)
         return result, echo.shown if accumulate == 1 else ()
 
     jitted = jax.jit(run)
