@@ -138,7 +138,7 @@ class FolderSource:
         return {
             "image": image_HW3,
             "depth": np.where(valid_HW, depth_HW, np.float32(0)),
-            "valid": valid_HW,
+            "depth_valid": valid_HW,
             "caption": self._captions.get(frame, ""),
             "key": self._prefix + frame,
             "intrinsics": self._intrinsics.copy(),

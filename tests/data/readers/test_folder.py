@@ -54,7 +54,7 @@ def test_record(root):
     assert record["image"].shape == (H, W, 3) and record["image"].dtype == np.uint8 and (record["image"] == 3).all()
     assert record["depth"].dtype == np.float32
     np.testing.assert_allclose(record["depth"][1], 1.03 + 0.001 * np.arange(W), rtol=1e-6)
-    np.testing.assert_array_equal(record["valid"], np.arange(H)[:, None].repeat(W, 1) > 0)
+    np.testing.assert_array_equal(record["depth_valid"], np.arange(H)[:, None].repeat(W, 1) > 0)
     assert (record["depth"][0] == 0).all()
     assert record["caption"] == "a wall" and record["key"] == "frame-3" and record["skipped"] == 0
     assert record["intrinsics"].dtype == np.float32 and np.isnan(record["intrinsics"]).all()
@@ -74,17 +74,17 @@ def test_invalid_values(root):
     values = values_of(0)
     values[2, :4] = (65535, 7, 5000, 4999)
     save(root / "frame-0.depth.png", values)
-    assert source(root)[0]["valid"][2, :4].tolist() == [False, True, True, True]
-    assert source(root, invalid=(7,))[0]["valid"][2, :2].tolist() == [True, False]
-    assert source(root, max_depth=4.9995)[0]["valid"][2, :4].tolist() == [False, True, False, True]
-    assert not source(root)[0]["valid"][0].any()  # 0 is missing whatever invalid says
-    assert not source(root, invalid=())[0]["valid"][0].any()
+    assert source(root)[0]["depth_valid"][2, :4].tolist() == [False, True, True, True]
+    assert source(root, invalid=(7,))[0]["depth_valid"][2, :2].tolist() == [True, False]
+    assert source(root, max_depth=4.9995)[0]["depth_valid"][2, :4].tolist() == [False, True, False, True]
+    assert not source(root)[0]["depth_valid"][0].any()  # 0 is missing whatever invalid says
+    assert not source(root, invalid=())[0]["depth_valid"][0].any()
 
 
 def test_a_map_without_any_depth_is_legal(root):
     save(root / "frame-2.depth.png", np.zeros((H, W), np.uint16))
     record = source(root)[2]
-    assert not record["valid"].any() and (record["depth"] == 0).all() and record["key"] == "frame-2"
+    assert not record["depth_valid"].any() and (record["depth"] == 0).all() and record["key"] == "frame-2"
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -94,7 +94,7 @@ def test_float_depth(root, suffix):
         depth[1, :4, 0] = (np.nan, np.inf, -np.inf, -1.0)
         save(root / f"d/{frame}{suffix}", depth if suffix == ".npy" else {"z": depth, "other": depth})
     record = source(root, depth=f"d/*{suffix}", depth_scale=2.0, npz_key="z" if suffix == ".npz" else None)[0]
-    assert record["valid"][1].tolist() == [False] * 4 + [True] * 4
+    assert record["depth_valid"][1].tolist() == [False] * 4 + [True] * 4
     assert (record["depth"][2] == 5.0).all() and record["depth"].dtype == np.float32
     if suffix == ".npz":
         with pytest.raises(ValueError, match=r"0.npz holds the arrays \['z', 'other'\]; set npz_key .* 'depth'"):
@@ -107,7 +107,7 @@ def test_mask(root, suffix):
         mask = np.full((H, W), 255, np.uint8)
         mask[:, :3] = 0
         save(root / f"mask/{frame}{suffix}", mask)
-    valid = source(root, mask=f"mask/*{suffix}")[0]["valid"]
+    valid = source(root, mask=f"mask/*{suffix}")[0]["depth_valid"]
     assert not valid[:, :3].any() and valid[1:, 3:].all()
 
 
@@ -307,7 +307,7 @@ def test_real_data(name):
     assert len(records) == expected["frames"]
     some = [records[index] for index in range(0, len(records), max(1, len(records) // 4))]
     assert all(record["image"].shape == (*expected["size"], 3) for record in some)
-    assert abs(np.mean([1 - record["valid"].mean() for record in some]) - expected["missing"]) < 0.05
+    assert abs(np.mean([1 - record["depth_valid"].mean() for record in some]) - expected["missing"]) < 0.05
     assert expected["deepest"][0] < np.median([record["depth"].max() for record in some]) < expected["deepest"][1]
     if name == "7scenes":
         assert some[0]["intrinsics"].tolist() == [585, 585, 320, 240] and some[0]["key"] == "frame-000000"
