@@ -207,7 +207,7 @@ def test_an_error_in_a_worker_reaches_the_caller(folder):
     root = pathlib.Path(folder["root"])
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / "7.z.png")
     batches = loader({"source": folder, "workers": 1}, batch_size=10)
-    with pytest.raises(ValueError, match=r"7.z.png is a PNG of mode 'L'; depth must be 16 bit"):
+    with pytest.raises(ValueError, match=r"7.z.png is a picture of mode 'L'; depth must be 16 bit"):
         next(batches)
     batches.close()
 
