@@ -22,9 +22,8 @@ import numpy as np
 from absl import logging
 
 from mf_jax.data.config import DataConfig
-from mf_jax.data.sources import Source
 from mf_jax.data.tokenizer import Tokenizer
-from mf_jax.data.transforms import Examples, View
+from mf_jax.data.transforms import BOOK_KEEPING, Examples, View
 from mf_jax.data.workers import Prefetch
 
 
@@ -113,13 +112,13 @@ class TrainLoader:
 
         Returns:
           image (b,H,W,3) uint8; depth (b,H,W) float32 metres, 0 where missing; depth_valid (b,H,W) bool;
-          text_ids (b,L) int32, text_mask (b,L) bool where the tokenizer gives one; index (b,) int64 records;
-          skipped (b,) int32 files passed over. Arrays that come from a worker are read-only.
+          text_ids (b,L) int32, text_mask (b,L) bool where the tokenizer gives one. Arrays that come from a worker are
+          read-only.
         """
         batch = next(self._running())
         self._position += self._batch_size
-        self._count_unreadable(batch)
-        return batch
+        self._count_unreadable(batch["index"], batch["skipped"])
+        return {name: array for name, array in batch.items() if name not in BOOK_KEEPING}
 
     @property
     def position(self) -> int:
@@ -166,9 +165,9 @@ class TrainLoader:
             self._prefetch = Prefetch(batches, self._workers)
         return self._prefetch
 
-    def _count_unreadable(self, batch: dict[str, np.ndarray]) -> None:
-        source: Source = self._examples.source
-        for index, skipped in zip(batch["index"], batch["skipped"], strict=True):
+    def _count_unreadable(self, index_b: np.ndarray, skipped_b: np.ndarray) -> None:
+        source = self._examples.source
+        for index, skipped in zip(index_b, skipped_b, strict=True):
             for passed_over in range(index, index + skipped):
                 record = passed_over % len(source)
                 if record not in self._unreadable:
@@ -183,7 +182,7 @@ class TrainLoader:
 
 
 class _Batches:
-    """One process's rows of the global batches of a stream, from a position on."""
+    """One process's rows of the global batches of a stream, from a position on, with BOOK_KEEPING."""
 
     def __init__(self, stream: grain.MapDataset, start: int, batch_size: int, rows: tuple[int, ...]):
         self._stream = stream

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mf_jax.data.procedural.source import ProceduralConfig
 from mf_jax.data.readers.folder import FolderConfig
 
 
+@runtime_checkable
 class Source(Protocol):
-    """Random access to records: dicts of image, depth, valid, caption, key, intrinsics, skipped.
+    """Random access to records: dicts of image, depth, depth_valid, caption, key, intrinsics, skipped.
 
-    image (H,W,3) uint8; depth (H,W) float32 z in metres, 0 where missing; valid (H,W) bool; caption str ("" if
+    image (H,W,3) uint8; depth (H,W) float32 z in metres, 0 where missing; depth_valid (H,W) bool; caption str ("" if
     none); key str, unique; intrinsics (4,) float32 fx, fy, cx, cy in pixels of the image, NaN if unknown; skipped
-    int, unreadable files passed over to get this record.
+    int, unreadable files passed over to get this record: the files of records index, index + 1 and so on, cyclically.
+
+    Attributes:
+      max_unreadable: how many different records may be unreadable before training and evaluation give up.
     """
+
+    max_unreadable: int
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def path(self, index: int) -> str:
+        """Where record `index` comes from, for messages. Must not read it, as it may be unreadable."""
+        ...
 
 
 class SourceConfig(Protocol):

@@ -9,7 +9,6 @@ Legend: B batch, H W height and width in pixels, L text length in bytes.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,14 @@ from absl import logging
 
 from mf_jax.data.augment import AugmentConfig, jitter_colour, random_window
 from mf_jax.data.resize import center_crop_to_aspect, masked_nearest, resize_image
+from mf_jax.data.sources import Source
 from mf_jax.data.sparsify import Sparsifier
 from mf_jax.data.tokenizer import Tokenizer
 
 Example = dict[str, np.ndarray]
+
+# Fields of an example that are for the loader and not for the model.
+BOOK_KEEPING = ("index", "skipped")
 
 # Side of a working pixel, in pixels of the model at the closest crop. Compared with the same window cut from the frame
 # itself, on 7-Scenes, images differ by 1.8 of 255 and depth by 0.4 %; with 1.0 by 3.3 and 0.9 %, with 0.25 by 1.3 and
@@ -42,7 +45,7 @@ class Examples:
     allows, and never enlarged.
 
     Args:
-      source: records as in the data contract.
+      source: of the records.
       resolution: (H, W) that the model sees.
       crop: as in AugmentConfig.
       tokenizer: its length is L. A caption that is too long is cut, and the first one logged.
@@ -51,7 +54,7 @@ class Examples:
 
     def __init__(
         self,
-        source: Sequence[Mapping[str, Any]],
+        source: Source,
         *,
         resolution: tuple[int, int],
         tokenizer: Tokenizer,
@@ -86,7 +89,7 @@ class Examples:
 
     def _read(self, index: int) -> Example:
         record = self.source[index]
-        image_HW3, depth_HW, valid_HW = record["image"], record["depth"], record["valid"]
+        image_HW3, depth_HW, valid_HW = record["image"], record["depth"], record["depth_valid"]
         if self.crop == 1.0:
             fit = functools.partial(center_crop_to_aspect, size=self.resolution)
             image_HW3, depth_HW, valid_HW = fit(image_HW3), fit(depth_HW), fit(valid_HW)

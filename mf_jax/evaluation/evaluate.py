@@ -93,7 +93,7 @@ def score_source(
             members.append(_predict(pipeline, image_BhwC, seeds, settings))
         for record, depth_Ehw in zip(batch.values(), np.stack(members, axis=1), strict=True):
             depth_hw = ensemble(depth_Ehw, settings.ensemble_mode)[0] if settings.ensemble > 1 else depth_Ehw[0]
-            scores = score(depth_hw, record["depth"], record["valid"], depth_range=settings.depth_range)
+            scores = score(depth_hw, record["depth"], record["depth_valid"], depth_range=settings.depth_range)
             rows.append((record["key"], scores))
             if scores is not None and len(sheet) < SHEET_ROWS:
                 fit = scores["moge_affine"]
@@ -102,7 +102,7 @@ def score_source(
                     {
                         "image": record["image"],
                         "depth": record["depth"],
-                        "valid": record["valid"],
+                        "depth_valid": record["depth_valid"],
                         "prediction": aligned_HW,
                         "caption": f"{record['key']}  AbsRel {100 * fit['abs_rel']:.1f}",
                     }
@@ -129,8 +129,8 @@ def _readable(records: Source, index: int, unreadable: list[int]) -> dict[str, A
 
 
 def crop_record(record: Mapping[str, Any], resolution: tuple[int, int]) -> dict[str, Any]:
-    """The record with image, depth and valid cropped around the centre to the aspect ratio of `resolution`."""
-    cropped = {name: center_crop_to_aspect(record[name], resolution) for name in ("image", "depth", "valid")}
+    """The record with image, depth and depth_valid cropped around the centre to the aspect ratio of `resolution`."""
+    cropped = {name: center_crop_to_aspect(record[name], resolution) for name in ("image", "depth", "depth_valid")}
     return {**record, **cropped}
 
 

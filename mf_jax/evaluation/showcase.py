@@ -38,7 +38,8 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
     steps = steps or model.config.sample.steps
     settings = model.config.evaluate
     records = model.config.data.open(settings.split)
-    shown = [record for record in (records[i] for i in range(min(len(records), 4 * count))) if record["valid"].any()]
+    first = (records[i] for i in range(min(len(records), 4 * count)))
+    shown = [record for record in first if record["depth_valid"].any()]
     if len(shown) < count:
         raise ValueError(
             f"the split {settings.split!r} has {len(shown)} records with depth among its first; --count={count}"
@@ -92,8 +93,8 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
 def fit_record(record: Mapping[str, Any], resolution: tuple[int, int]) -> dict[str, Any]:
     """The record cropped and resized to (H, W), as the model sees it."""
     record = crop_record(record, resolution)
-    depth_HW, valid_HW = masked_nearest(record["depth"], record["valid"], resolution)
-    return {**record, "image": resize_image(record["image"], resolution), "depth": depth_HW, "valid": valid_HW}
+    depth_HW, valid_HW = masked_nearest(record["depth"], record["depth_valid"], resolution)
+    return {**record, "image": resize_image(record["image"], resolution), "depth": depth_HW, "depth_valid": valid_HW}
 
 
 def _mean_abs_rel(pred_BHW: np.ndarray, reference_BHW: np.ndarray) -> float:

@@ -1,6 +1,6 @@
-"""What a sample leaves on disk, in the layout of the official scripts, and reading images and depth given by a user.
+"""What a sample leaves on disk, in the layout of the official scripts.
 
-Legend: H, W pixels; 3 RGB; C channels.
+Legend: H, W pixels; 3 RGB.
 """
 
 import datetime
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mf_jax.inference.pointcloud import point_cloud, write_point_cloud
 from mf_jax.inference.visualize import colorize_depth
@@ -93,76 +93,3 @@ def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
-
-
-def _open_picture(path: Path) -> Image.Image:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist or is not a file")
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a picture; it may be truncated or of another format: {error}"
-        ) from error
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Any 8-bit picture as uint8 RGB (H,W,3), turned upright by its EXIF tag; transparency is dropped.
-
-    Raises:
-      ValueError: missing or unreadable file, or more than 8 bits per channel.
-    """
-    path = Path(path)
-    picture = _open_picture(path)
-    if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"{path} has pixel type {picture.mode}, which is no 8-bit colour image; is it a depth map?")
-    return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-
-
-def read_depth(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """A depth map given by a user: (depth_HW float32, 0 where missing; valid_HW bool).
-
-    `.npy` holds floats, (H,W) or (H,W,C), of which channel 0 is used; everything else must be a picture with one
-    16-bit channel (PNG or TIFF). Zero, negative, NaN and infinite values are missing. The unit is kept: only relative
-    depth matters to the model.
-
-    Raises:
-      ValueError: missing or unreadable file, 8-bit or colour picture, wrong shape or dtype, or not one valid pixel.
-    """
-    path = Path(path)
-    depth_HW = _read_npy(path) if path.suffix == ".npy" else _read_16_bit(path)
-    with np.errstate(over="ignore"):
-        depth_HW = depth_HW.astype(np.float32)
-    valid_HW = np.isfinite(depth_HW) & (depth_HW > 0)
-    if not valid_HW.any():
-        raise ValueError(f"{path} holds no depth: none of its {depth_HW.size} pixels is finite and positive")
-    return np.where(valid_HW, depth_HW, np.float32(0)), valid_HW
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist or is not a file")
-    try:
-        with path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as .npy; it may be truncated: {error}") from error
-    if array.dtype.kind != "f":
-        raise ValueError(f"{path} has dtype {array.dtype}; depth in .npy must be floating point")
-    if array.ndim == 3 and 1 <= array.shape[2] <= 4:
-        array = array[..., 0]
-    if array.ndim != 2 or array.size == 0:
-        raise ValueError(f"{path} has shape {array.shape}; expected (H,W) or (H,W,C) with at most 4 channels")
-    return array
-
-
-def _read_16_bit(path: Path) -> np.ndarray:
-    picture = _open_picture(path)
-    if not picture.mode.startswith("I"):
-        raise ValueError(
-            f"{path} has pixel type {picture.mode}; depth must have one 16-bit channel (8 bits are too coarse: "
-            "256 levels) or be a .npy of floats"
-        )
-    return np.array(picture)

@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from mf_jax.data.images import read_image
 from mf_jax.inference import pipeline
-from mf_jax.inference.outputs import read_depth, read_image, write_sample
+from mf_jax.inference.inputs import read_relative_depth
+from mf_jax.inference.outputs import write_sample
 
 
 def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -26,9 +28,9 @@ def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     mode = "i2d" if arguments.image else "d2i" if arguments.depth else "joint"
     inputs: dict[str, Any] = {}
     if arguments.image:
-        inputs["image"] = read_image(arguments.image)
+        inputs["image"] = read_image(arguments.image, upright=True)
     if arguments.depth:
-        depth_HW, _ = read_depth(arguments.depth)
+        depth_HW, _ = read_relative_depth(arguments.depth)
         inputs["depth"] = depth_HW
     if arguments.partial:
         mode = "partial"

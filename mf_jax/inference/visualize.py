@@ -75,8 +75,8 @@ def contact_sheet(rows: Sequence[Mapping]) -> np.ndarray:
     without smoothing, until the shorter side has 160 pixels.
 
     Args:
-      rows: per example a mapping with `image` uint8 (H,W,3); `depth` (H,W) with `valid` bool (H,W), both absent or None
-        where there is no ground truth; `prediction` (H,W), already aligned to the unit of depth, or None;
+      rows: per example a mapping with `image` uint8 (H,W,3); `depth` (H,W) with `depth_valid` bool (H,W), both absent
+        or None where there is no ground truth; `prediction` (H,W), already aligned to the unit of depth, or None;
         optional `caption` str, drawn below. Sizes may differ between rows, not within one.
     """
     if not rows:
@@ -104,16 +104,16 @@ def _row_tiles(row: Mapping) -> list[np.ndarray]:
     if image_HW3.dtype != np.uint8 or image_HW3.ndim != 3 or image_HW3.shape[2] != 3:
         raise ValueError(f"image must be uint8 (H,W,3), got {image_HW3.dtype} {image_HW3.shape}")
     size = image_HW3.shape[:2]
-    for name, map_HW in (("depth", depth_HW), ("valid", row.get("valid")), ("prediction", pred_HW)):
+    for name, map_HW in (("depth", depth_HW), ("depth_valid", row.get("depth_valid")), ("prediction", pred_HW)):
         if map_HW is not None and map_HW.shape != size:
             raise ValueError(f"{name} is {map_HW.shape} but the image of its row is {size}; resize it first")
     nothing_HW3 = np.full_like(image_HW3, MISSING_RGB)
-    limits = None if depth_HW is None else disparity_limits(depth_HW, row["valid"])
+    limits = None if depth_HW is None else disparity_limits(depth_HW, row["depth_valid"])
     return [
         image_HW3,
-        nothing_HW3 if depth_HW is None else colorize_depth(depth_HW, row["valid"], limits),
+        nothing_HW3 if depth_HW is None else colorize_depth(depth_HW, row["depth_valid"], limits),
         nothing_HW3 if pred_HW is None else colorize_depth(pred_HW, limits=limits),
-        nothing_HW3 if depth_HW is None or pred_HW is None else colorize_error(pred_HW, depth_HW, row["valid"]),
+        nothing_HW3 if depth_HW is None or pred_HW is None else colorize_error(pred_HW, depth_HW, row["depth_valid"]),
     ]
 
 

@@ -266,10 +266,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's `batch_rows` to its devices, as one global array per field. Book-keeping fields stay behind."""
+    """This process's `batch_rows` to its devices, as one global array per field."""
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-        if name not in ("index", "skipped")
-    }
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -25,7 +25,7 @@ class Scenes:
         return {
             "image": rng.integers(0, 256, (20, 36, 3), dtype=np.uint8),
             "depth": np.where(valid, depth, 0).astype(np.float32),
-            "valid": valid,
+            "depth_valid": valid,
             "caption": self.caption,
             "key": f"scene-{index}",
             "intrinsics": np.full(4, np.nan, np.float32),
@@ -44,7 +44,7 @@ class Ramps:
         return {
             "image": np.stack([4 * column, 6 * row, 0 * row], axis=-1).astype(np.uint8),
             "depth": (1 + 100 * row + column).astype(np.float32),
-            "valid": np.ones((40, 60), bool),
+            "depth_valid": np.ones((40, 60), bool),
             "caption": "",
             "key": "ramps",
             "skipped": 0,
@@ -83,7 +83,7 @@ def test_depth_is_never_mixed(resolution):
     record, example = Scenes()[3], examples(resolution=resolution)[3]
     depth, valid = example["depth"], example["depth_valid"]
     assert valid.any() and (depth[~valid] == 0).all()
-    assert np.isin(depth[valid], record["depth"][record["valid"]]).all()
+    assert np.isin(depth[valid], record["depth"][record["depth_valid"]]).all()
 
 
 def test_image_and_depth_show_the_same_window():
@@ -169,7 +169,7 @@ def test_a_window_never_mixes_depth(resolution):
         got = view(resolution, flip=True, crop=0.3, colour=0.5)(example, generator(seed))
         depth, valid = got["depth"], got["depth_valid"]
         assert depth.shape == resolution and valid.any() and (depth[~valid] == 0).all()
-        assert np.isin(depth[valid], record["depth"][record["valid"]]).all()
+        assert np.isin(depth[valid], record["depth"][record["depth_valid"]]).all()
 
 
 def test_the_fraction_of_a_window_is_of_what_the_model_sees_and_a_record_keeps_its_pattern():

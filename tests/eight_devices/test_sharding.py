@@ -187,10 +187,10 @@ def test_impossible_mesh_sizes(sizes, message):
         make_mesh(MeshConfig(*sizes))
 
 
-def test_a_batch_is_split_over_all_devices_and_book_keeping_stays_behind(make_batch):
+def test_a_batch_is_split_over_all_devices(make_batch):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     batch = make_batch(16)
-    placed = sharding.put_batch(batch | {"index": np.arange(16), "skipped": np.zeros(16, np.int32)}, mesh)
+    placed = sharding.put_batch(batch, mesh)
     assert set(placed) == set(batch)
     for name, value in placed.items():
         assert len({shard.device for shard in value.addressable_shards}) == 8

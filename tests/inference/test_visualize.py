@@ -77,7 +77,7 @@ def row(size=(64, 64), **changes):
     depth_HW = rng.uniform(1, 5, size)
     valid_HW = rng.random(size) < 0.5
     image_HW3 = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    return {"image": image_HW3, "depth": depth_HW, "valid": valid_HW, "prediction": depth_HW} | changes
+    return {"image": image_HW3, "depth": depth_HW, "depth_valid": valid_HW, "prediction": depth_HW} | changes
 
 
 def find(sheet_HW3, tile_HW3):
@@ -100,9 +100,9 @@ def test_contact_sheet_shows_every_tile_enlarged_in_its_column():
     assert sheet_HW3.dtype == np.uint8
     tiles = [
         example["image"],
-        colorize_depth(example["depth"], example["valid"]),
-        colorize_depth(example["prediction"], limits=disparity_limits(example["depth"], example["valid"])),
-        colorize_error(example["prediction"], example["depth"], example["valid"]),
+        colorize_depth(example["depth"], example["depth_valid"]),
+        colorize_depth(example["prediction"], limits=disparity_limits(example["depth"], example["depth_valid"])),
+        colorize_error(example["prediction"], example["depth"], example["depth_valid"]),
     ]
     places = [find(sheet_HW3, enlarged(tile, 3)) for tile in tiles]  # 64 * 3 >= 160
     assert len(places) == len(COLUMNS) and all(len(place) == 2 for place in places)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from typing import ClassVar
 
 import numpy as np
 
@@ -60,6 +61,7 @@ class ProceduralSource:
         size: number of scenes in the split. A larger size only adds scenes at the end.
         seed: non-negative; another seed is another data set.
         resolution: height and width in pixels. It changes the sampling of the views, not the scenes.
+        max_unreadable: 0, as nothing is read.
 
     Raises:
         ValueError: for an unknown split, a negative size or seed, or a resolution that is not two positive
@@ -70,6 +72,7 @@ class ProceduralSource:
     size: int
     seed: int = 0
     resolution: tuple[int, int] = (64, 64)
+    max_unreadable: ClassVar[int] = 0
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -86,6 +89,10 @@ class ProceduralSource:
     def __len__(self) -> int:
         return self.size
 
+    def path(self, index: int) -> str:
+        """The key of record `index`; there is no file."""
+        return f"procedural/{self.split}/{operator.index(index)}"
+
     def scene(self, index: int) -> Scene:
         """The scene behind a record. Raises IndexError unless 0 <= index < len(self)."""
         index = operator.index(index)
@@ -99,7 +106,7 @@ class ProceduralSource:
 
         Returns:
             image (H, W, 3) uint8 RGB; depth (H, W) float32 z-depth in metres, 0 where missing (the sky, and
-            ground too far away to measure); valid (H, W) bool; caption, ASCII of at most 96 bytes; key
+            ground too far away to measure); depth_valid (H, W) bool; caption, ASCII of at most 96 bytes; key
             "procedural/<split>/<index>"; intrinsics (4,) float32 fx, fy, cx, cy in pixels, where the centre
             of the top left pixel is (0.0, 0.0); skipped, always 0.
 
@@ -111,9 +118,9 @@ class ProceduralSource:
         return {
             "image": image_HW3,
             "depth": depth_HW,
-            "valid": depth_HW > 0,
+            "depth_valid": depth_HW > 0,
             "caption": caption(scene, label_HW),
-            "key": f"procedural/{self.split}/{operator.index(index)}",
+            "key": self.path(index),
             "intrinsics": intrinsics,
             "skipped": 0,
         }

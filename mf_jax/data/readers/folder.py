@@ -27,16 +27,19 @@ class FolderConfig:
     A pattern is a path below `root` with one `*`, which matches within one name, as a shell's does; images and
     depth maps whose `*` stand for the same text are a frame. Frames are sorted by that text, numbers as numbers.
 
+    Images are turned upright by their EXIF tag only where neither depth nor masks nor intrinsics are given: these
+    belong to the pixels as stored.
+
     Attributes:
       root: the folder.
       image: pattern of the images (8 bit), such as "frame-*.color.jpg" or "rgb/*.png".
       splits: frames of each split as a Python slice over the sorted frames: {"train": "0:200", "test": "200:"}.
         Splits may overlap.
-      depth: pattern of the depth maps: .png (16 bit, one channel), .npy or .npz. None: images alone, whose depth is
-        missing everywhere.
+      depth: pattern of the depth maps: pictures (16 bit, one channel), .npy or .npz. None: images alone, whose depth
+        is missing everywhere.
       depth_scale: metres per unit of the depth files: 0.001 for millimetres, 1/256 for KITTI.
       invalid: values of the depth files that mean missing. Anything not finite or not above 0 always does.
-      mask: pattern of mask files (.png or .npy) that are nonzero where depth may be used.
+      mask: pattern of mask files (pictures, .npy or .npz) that are nonzero where depth may be used.
       max_depth: metres beyond which depth counts as missing.
       npz_key: the array's name in .npz files; not needed where a file holds one array.
       intrinsics: (fx, fy, cx, cy) in pixels, or the path of a text file below `root` that holds these four
@@ -98,6 +101,7 @@ class FolderSource:
         self._prefix = Path(config.image).name.split("*")[0] if "*" in Path(config.image).name else ""
         self._config = config
         self._intrinsics = _intrinsics(self._root, config.intrinsics)
+        self._upright = config.depth is None and config.mask is None and config.intrinsics is None
         self._captions = _captions(self._root, config.captions, images, self._prefix)
         self.max_unreadable = config.max_unreadable
         with suppress(UnreadableFile):
@@ -136,7 +140,7 @@ class FolderSource:
 
     def _read(self, index: int) -> dict[str, Any]:
         frame = self._frames[index]
-        image_HW3 = read_image(self._images[frame])
+        image_HW3 = read_image(self._images[frame], upright=self._upright)
         size = image_HW3.shape[:2]
         values_HW = (
             read_depth(self._depths[frame], self._config.npz_key) if self._depths else np.zeros(size, np.float32)
@@ -155,7 +159,7 @@ class FolderSource:
         return {
             "image": image_HW3,
             "depth": np.where(valid_HW, depth_HW, np.float32(0)),
-            "valid": valid_HW,
+            "depth_valid": valid_HW,
             "caption": self._captions.get(frame, ""),
             "key": self._prefix + frame,
             "intrinsics": self._intrinsics.copy(),

@@ -153,15 +153,15 @@ def test_record_follows_the_contract():
     source = ProceduralSource("train", 30, seed=3, resolution=(24, 40))
     for index in range(30):
         record = source[index]
-        assert set(record) == {"image", "depth", "valid", "caption", "key", "intrinsics", "skipped"}
+        assert set(record) == {"image", "depth", "depth_valid", "caption", "key", "intrinsics", "skipped"}
         assert record["image"].shape == (24, 40, 3) and record["image"].dtype == np.uint8
         assert record["depth"].shape == (24, 40) and record["depth"].dtype == np.float32
-        assert record["valid"].shape == (24, 40) and record["valid"].dtype == bool
+        assert record["depth_valid"].shape == (24, 40) and record["depth_valid"].dtype == bool
         assert record["intrinsics"].shape == (4,) and record["intrinsics"].dtype == np.float32
         assert record["key"] == f"procedural/train/{index}" and record["skipped"] == 0
         assert np.isfinite(record["depth"]).all()
-        np.testing.assert_array_equal(record["valid"], record["depth"] > 0)
-        assert record["valid"].mean() > 0.2
+        np.testing.assert_array_equal(record["depth_valid"], record["depth"] > 0)
+        assert record["depth_valid"].mean() > 0.2
 
 
 def test_a_scene_depends_on_seed_split_and_index_only():

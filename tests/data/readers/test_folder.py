@@ -1,6 +1,10 @@
 import json
 import os
 import pathlib
+import struct
+import warnings
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -55,7 +59,7 @@ def test_record(root):
     assert record["image"].shape == (H, W, 3) and record["image"].dtype == np.uint8 and (record["image"] == 3).all()
     assert record["depth"].dtype == np.float32
     np.testing.assert_allclose(record["depth"][1], 1.03 + 0.001 * np.arange(W), rtol=1e-6)
-    np.testing.assert_array_equal(record["valid"], np.arange(H)[:, None].repeat(W, 1) > 0)
+    np.testing.assert_array_equal(record["depth_valid"], np.arange(H)[:, None].repeat(W, 1) > 0)
     assert (record["depth"][0] == 0).all()
     assert record["caption"] == "a wall" and record["key"] == "frame-3" and record["skipped"] == 0
     assert record["intrinsics"].dtype == np.float32 and np.isnan(record["intrinsics"]).all()
@@ -75,17 +79,17 @@ def test_invalid_values(root):
     values = values_of(0)
     values[2, :4] = (65535, 7, 5000, 4999)
     save(root / "frame-0.depth.png", values)
-    assert source(root)[0]["valid"][2, :4].tolist() == [False, True, True, True]
-    assert source(root, invalid=(7,))[0]["valid"][2, :2].tolist() == [True, False]
-    assert source(root, max_depth=4.9995)[0]["valid"][2, :4].tolist() == [False, True, False, True]
-    assert not source(root)[0]["valid"][0].any()  # 0 is missing whatever invalid says
-    assert not source(root, invalid=())[0]["valid"][0].any()
+    assert source(root)[0]["depth_valid"][2, :4].tolist() == [False, True, True, True]
+    assert source(root, invalid=(7,))[0]["depth_valid"][2, :2].tolist() == [True, False]
+    assert source(root, max_depth=4.9995)[0]["depth_valid"][2, :4].tolist() == [False, True, False, True]
+    assert not source(root)[0]["depth_valid"][0].any()  # 0 is missing whatever invalid says
+    assert not source(root, invalid=())[0]["depth_valid"][0].any()
 
 
 def test_a_map_without_any_depth_is_legal(root):
     save(root / "frame-2.depth.png", np.zeros((H, W), np.uint16))
     record = source(root)[2]
-    assert not record["valid"].any() and (record["depth"] == 0).all() and record["key"] == "frame-2"
+    assert not record["depth_valid"].any() and (record["depth"] == 0).all() and record["key"] == "frame-2"
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -95,7 +99,7 @@ def test_float_depth(root, suffix):
         depth[1, :4, 0] = (np.nan, np.inf, -np.inf, -1.0)
         save(root / f"d/{frame}{suffix}", depth if suffix == ".npy" else {"z": depth, "other": depth})
     record = source(root, depth=f"d/*{suffix}", depth_scale=2.0, npz_key="z" if suffix == ".npz" else None)[0]
-    assert record["valid"][1].tolist() == [False] * 4 + [True] * 4
+    assert record["depth_valid"][1].tolist() == [False] * 4 + [True] * 4
     assert (record["depth"][2] == 5.0).all() and record["depth"].dtype == np.float32
     if suffix == ".npz":
         with pytest.raises(ValueError, match=r"0.npz holds the arrays \['z', 'other'\]; set npz_key .* 'depth'"):
@@ -108,7 +112,7 @@ def test_mask(root, suffix):
         mask = np.full((H, W), 255, np.uint8)
         mask[:, :3] = 0
         save(root / f"mask/{frame}{suffix}", mask)
-    valid = source(root, mask=f"mask/*{suffix}")[0]["valid"]
+    valid = source(root, mask=f"mask/*{suffix}")[0]["depth_valid"]
     assert not valid[:, :3].any() and valid[1:, 3:].all()
 
 
@@ -159,6 +163,70 @@ def test_truncated_arrays_are_unreadable(root):
     assert source(root, depth="d/*.npy")[1]["skipped"] == 1
 
 
+def bomb(path, side):
+    """A valid PNG in all but its size: the header claims side x side pixels."""
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+def claim(path, shape):
+    """An .npy file whose header claims another shape."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+        file.write(bytes(64))
+
+
+CLAIMS = [(7, 8), (10**6, 10**7), (2**32, 2**32), (10**30, 8)]
+
+
+@pytest.mark.parametrize("warnings_are", ["error", "ignore"])
+@pytest.mark.parametrize("side", [12_000, 100_000])
+@pytest.mark.parametrize("name", ["frame-3.color.png", "frame-3.depth.png"])
+def test_a_picture_over_the_limit_of_pixels_is_unreadable(root, name, side, warnings_are):
+    """Pillow warns about the first size and refuses the second."""
+    bomb(root / name, side)
+    with warnings.catch_warnings():
+        warnings.simplefilter(warnings_are)
+        record = source(root)[3]
+        assert (record["key"], record["skipped"]) == ("frame-4", 1)
+        message = rf"1 unreadable files in a row; the first is .*{name} cannot be read.*pixels"
+        with pytest.raises(ValueError, match=message):
+            source(root, max_unreadable=0)[3]
+
+
+@pytest.mark.parametrize("shape", CLAIMS)
+def test_an_array_whose_header_claims_more_than_the_file_holds_is_unreadable(root, shape):
+    for frame in range(FRAMES):
+        save(root / f"d/{frame}.npy", np.ones((H, W)))
+    claim(root / "d/3.npy", shape)
+    for frame in range(FRAMES):
+        with zipfile.ZipFile(root / f"d/{frame}.npz", "w") as archive:
+            archive.write(root / f"d/{frame}.npy", "z.npy")
+    for suffix in (".npy", ".npz"):
+        records = source(root, depth=f"d/*{suffix}")
+        assert [records[index]["skipped"] for index in (2, 3, 4)] == [0, 1, 0]
+    records = source(root, mask="d/*.npy")
+    assert records[3]["skipped"] == 1
+
+
+def test_images_are_turned_upright_only_where_nothing_belongs_to_their_stored_pixels(root):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright: rotate by 90 degrees clockwise to show
+    stored = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+    Image.fromarray(stored).save(root / "frame-3.color.png", exif=turned)
+    upright = np.rot90(stored, -1)
+    alone = {"depth": None, "depth_scale": None}
+    record = source(root, **alone)[3]
+    np.testing.assert_array_equal(record["image"], upright)
+    assert record["depth"].shape == (W, H) and not record["depth_valid"].any()
+    for frame in range(FRAMES):
+        save(root / f"mask/{frame}.png", np.ones((H, W), np.uint8))
+    for registered in ({}, alone | {"mask": "mask/*.png"}, alone | {"intrinsics": (585, 585, 320, 240)}):
+        np.testing.assert_array_equal(source(root, **registered)[3]["image"], stored)
+
+
 def test_a_folder_of_broken_files_is_an_error(root):
     for frame in range(FRAMES):
         truncate(root / f"frame-{frame}.color.png")
@@ -195,10 +263,10 @@ def wide_array(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (grey_depth, r"frame-0.depth.png is a PNG of mode 'L'; depth must be 16 bit with one channel"),
-        (colour_depth, r"frame-0.depth.png is a PNG of mode 'RGB'"),
+        (grey_depth, r"frame-0.depth.png is a picture of mode 'L'; depth must be 16 bit with one channel"),
+        (colour_depth, r"frame-0.depth.png is a picture of mode 'RGB'"),
         (small_depth, r"frame-0.depth.png is 7x6, its image .*frame-0.color.png is 8x6"),
-        (deep_image, r"frame-0.color.png has 16 bits per channel"),
+        (deep_image, r"frame-0.color.png has pixel type 'I;16'; it must have 8 bits per channel"),
         (lonely_image, r"2 of 12 images have no depth .*frame-2.color.png, .*frame-10.color.png"),
     ],
 )
@@ -226,7 +294,7 @@ def test_bad_files(root, damage, message):
         ({"intrinsics": (0, 585, 320, 240)}, "must be fx fy cx cy or a 3x3 matrix"),
         ({"captions": "none.json"}, "captions file .*none.json' cannot be read"),
         ({"captions": "*.caption"}, r"no file in .* matches captions='\*.caption'"),
-        ({"depth": "frame-*.color.png"}, "is a PNG of mode 'RGB'"),
+        ({"depth": "frame-*.color.png"}, "is a picture of mode 'RGB'"),
     ],
 )
 def test_bad_parameters(root, changes, message):
@@ -306,7 +374,7 @@ def test_real_data(name):
     assert len(records) == expected["frames"]
     some = [records[index] for index in range(0, len(records), max(1, len(records) // 4))]
     assert all(record["image"].shape == (*expected["size"], 3) for record in some)
-    assert abs(np.mean([1 - record["valid"].mean() for record in some]) - expected["missing"]) < 0.05
+    assert abs(np.mean([1 - record["depth_valid"].mean() for record in some]) - expected["missing"]) < 0.05
     assert expected["deepest"][0] < np.median([record["depth"].max() for record in some]) < expected["deepest"][1]
     if name == "7scenes":
         assert some[0]["intrinsics"].tolist() == [585, 585, 320, 240] and some[0]["key"] == "frame-000000"
