@@ -104,6 +104,14 @@ def test_the_citation_is_of_this_version(project):
     assert citation["references"][0]["url"] == project["project"]["urls"]["Paper"]
 
 
+def test_the_image_has_the_files_that_the_package_is_made_of(project):
+    """launch/Dockerfile installs the package from what it has copied by then."""
+    before = (REPOSITORY / "launch/Dockerfile").read_text().partition("pip install")[0]
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", before, re.MULTILINE) for name in line.split()}
+    named = {project["project"]["readme"], *project["project"]["license-files"], "pyproject.toml", "mf_jax"}
+    assert named | set(project["tool"]["setuptools"]["dynamic"]["dependencies"]["file"]) <= copied
+
+
 def test_annotations_are_packaged(project):
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["mf_jax"]
     assert (REPOSITORY / "mf_jax/py.typed").is_file()
