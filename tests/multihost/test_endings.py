@@ -37,7 +37,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_bitwise(two, train, losses, di
     wait_for_a_step(run, workdir, losses)
     run[1].popen.send_signal(signal.SIGTERM)
     outputs = run.wait()
-    stopped = int(re.search(r"stopped by SIGTERM to process 1 at step (\d+) of 12, checkpoint saved", outputs[0])[1])
+    stopped = int(re.search(r"stopped by SIGTERM on process 1 at step (\d+) of 12, checkpoint saved", outputs[0])[1])
     assert steps_of(workdir)[-1] == stopped < STEPS
     assert "stopped" not in outputs[1] and "Traceback" not in "".join(outputs)
 
