@@ -1,11 +1,13 @@
 """A closed terminal and a broken stdout or stderr, by the command line: the run saves, ends with status 0, goes on."""
 
+import fcntl
 import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -19,12 +21,13 @@ def start(make_tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("config")
     config = make_tiny_config() | {"checkpoint": {"every": STEPS}}
     config["train"] |= {"steps": STEPS, "compilation_cache": str(folder / "cache")}
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}  # what is left in a buffer can fail at exit
     (folder / "tiny.py").write_text(f"def get_config():\n    return {config!r}\n")
     started = []
 
     def run(workdir, *arguments, **popen):
         command = [sys.executable, "-m", "mf_jax", "train", f"--config={folder / 'tiny.py'}", f"--workdir={workdir}"]
-        started.append(subprocess.Popen([*command, *arguments], **popen))
+        started.append(subprocess.Popen([*command, *arguments], env=environment, **popen))
         return started[-1]
 
     yield run
@@ -46,6 +49,10 @@ def wait_for_a_step(process, workdir):
     while not log.exists() or not log.read_text():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def take_terminal():
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def test_a_run_whose_reader_has_gone_saves_and_goes_on(start, tmp_path):
@@ -84,13 +91,6 @@ def test_a_closed_terminal(start, tmp_path):
     os.close(controller)
     assert run.wait(240) == 0
     assert [0 < step < STEPS for step in checkpoints(tmp_path)] == [True]
-
-
-def take_terminal():
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def test_sighup_ends_a_run_but_not_under_nohup(start, tmp_path):

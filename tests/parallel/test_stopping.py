@@ -117,7 +117,7 @@ def test_however_it_is_printed_it_is_noted_and_the_status_is_0(tmp_path, how, ou
     os.close(reader)
     redirection = {"pipe": f"1>&{writer} 2>&{writer}", "full": ">/dev/full 2>&1", "none": "1>&- 2>&-"}[output]
     command = ["bash", "-c", f'exec "$@" {redirection}', "bash", sys.executable, "-c", PRINTING, how]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     run = subprocess.run([*command, str(tmp_path / "noted")], env=environment, pass_fds=[writer], timeout=60)
     os.close(writer)
     assert run.returncode == 0
