@@ -6,8 +6,9 @@ r"""Several processes on this machine, which train together: on parts of its GPU
 i * devices and following, out of CUDA_VISIBLE_DEVICES where that is set. For all GPUs in one process: launch/node.sh.
 
 Output lines begin with the number of their process. If a process fails the others are stopped, and all start again from
-the latest checkpoint, --restarts times; not after a mistake in the command (status 2). SIGTERM and Ctrl-C are passed on
-as SIGTERM: the run saves and ends, and this program with it.
+the latest checkpoint, --restarts times; not after a mistake in the command (status 2). SIGTERM, Ctrl-C and a closed
+terminal or output are passed on as SIGTERM: the run saves and ends, and this program with it. If this program is killed
+the run finds its output closed, and does the same.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 LAUNCH = pathlib.Path(__file__).resolve().parent
 GRACE_SECONDS = (
@@ -78,7 +80,8 @@ def run(processes: Sequence[Process], stop_requests: list[int]) -> int:
     """Runs processes to their end.
 
     Args:
-      stop_requests: grows when this program is told to stop; each entry is passed on as one SIGTERM.
+      stop_requests: the signals that tell this program to stop; it grows. Each is passed on as one SIGTERM, but those
+        of a closed terminal as one together: a second SIGTERM would end the run unsaved.
 
     Returns:
       0 if all ended with 0, else the status of the first that did not (128 + N for signal N).
@@ -94,12 +97,15 @@ def run(processes: Sequence[Process], stop_requests: list[int]) -> int:
             errors="replace",
             start_new_session=True,  # else Ctrl-C would reach it twice: from the terminal and from here
         )
-    printers = [threading.Thread(target=_print_lines, args=(i, child.stdout)) for i, child in running.items()]
+    printers = [
+        threading.Thread(target=_print_lines, args=(i, child.stdout, stop_requests)) for i, child in running.items()
+    ]
     for printer in printers:
         printer.start()
     result, passed_on, kill_at = 0, 0, float("inf")
     while running:
-        for _ in range(len(stop_requests) - passed_on):
+        hangups = stop_requests.count(signal.SIGHUP)
+        for _ in range(max(len(stop_requests) - hangups, min(hangups, 1)) - passed_on):
             passed_on += 1
             for child in running.values():
                 child.terminate()
@@ -114,7 +120,8 @@ def run(processes: Sequence[Process], stop_requests: list[int]) -> int:
             status = child.returncode if child.returncode >= 0 else 128 - child.returncode
             if status and not result:
                 result = status
-                print(f"local.py: process {i} ended with status {status}; stopping the others", file=sys.stderr)
+                text = f"local.py: process {i} ended with status {status}; stopping the others\n"
+                _print(text, sys.stderr, stop_requests)
                 kill_at = time.monotonic() + GRACE_SECONDS
                 for other in running.values():
                     other.terminate()
@@ -129,10 +136,20 @@ def _kill_group(child: subprocess.Popen) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _print_lines(number: int, stream) -> None:
-    with stream:
-        for line in stream:
-            print(f"[{number}] {line}", end="", flush=True)
+def _print_lines(number: int, lines: TextIO, stop_requests: list[int]) -> None:
+    with lines:
+        for line in lines:
+            _print(f"[{number}] {line}", sys.stdout, stop_requests)
+
+
+def _print(text: str, stream: TextIO, stop_requests: list[int]) -> None:
+    """Prints. A stream that cannot be written any more is as good as SIGHUP, and /dev/null from then on."""
+    try:
+        print(text, end="", file=stream, flush=True)
+    except OSError:
+        stop_requests.append(signal.SIGHUP)
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), stream.fileno())
 
 
 def _free_port() -> int:
@@ -157,8 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("train", nargs="*", metavar="-- ARGUMENT", help="arguments of train")
     given = parser.parse_args(argv)
     stop_requests: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: stop_requests.append(number))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # else under nohup
+            signal.signal(number, lambda number, frame: stop_requests.append(number))
     attempt = 0
     while True:
         try:
@@ -173,9 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         status = run(processes, stop_requests)
         attempt += 1
+        if status not in (0, 2) and not stop_requests and attempt <= given.restarts:
+            text = f"local.py: starting again from the latest checkpoint ({attempt} of {given.restarts})\n"
+            _print(text, sys.stderr, stop_requests)
         if status in (0, 2) or stop_requests or attempt > given.restarts:
             return status
-        print(f"local.py: starting again from the latest checkpoint ({attempt} of {given.restarts})", file=sys.stderr)
 
 
 if __name__ == "__main__":

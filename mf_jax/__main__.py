@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from mf_jax.parallel.stopping import guarded_output
+
 OVERRIDES = "a value of the config: --config.train.steps=300, --config.data.source.seed=1, ..."
 
 
@@ -175,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if explained is None:
             raise
         text, status = explained
-        print(f"mf_jax {arguments.verb}: {text}", file=sys.stderr)
+        with guarded_output([]):
+            print(f"mf_jax {arguments.verb}: {text}", file=sys.stderr)
         return status
 
 

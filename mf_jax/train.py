@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,6 +28,7 @@ from mf_jax.monitoring.profiling import ProfileWindow
 from mf_jax.monitoring.train_log import Log
 from mf_jax.parallel import sharding
 from mf_jax.parallel.processes import ProcessGroup
+from mf_jax.parallel.stopping import stop_requests
 from mf_jax.training import compilation, train_state
 from mf_jax.training.train_step import jit_train_step
 from mf_jax.training.workdir import locked
@@ -66,7 +65,8 @@ def train(
 ) -> int:
     """Trains to `train.steps`, from the latest checkpoint in `workdir` where there is one.
 
-    SIGTERM and SIGINT, to any process, save a checkpoint after the step in progress and return.
+    SIGTERM, SIGINT, SIGHUP and a closed stdout or stderr, of any process, save a checkpoint after the step in progress
+    and return.
 
     Args:
       config: resolved (config.load). workdir: of this run alone; made where it does not exist.
@@ -74,7 +74,7 @@ def train(
       began: when the program began, by time.monotonic(), for the accounts of where the time goes; None: now.
 
     Returns:
-      The step reached: less than `train.steps` if a signal stopped the run.
+      The step reached: less than `train.steps` if a request stopped the run.
 
     Raises:
       ValueError: a config that does not fit together, the data, or the checkpoint in `workdir`; a workdir in use.
@@ -85,7 +85,19 @@ def train(
     if "://" in str(workdir):
         raise ValueError(f"--workdir is {workdir}; it must be a local path")
     workdir = pathlib.Path(workdir)
-    with locked(workdir, group), _stop_signals() as signals, contextlib.ExitStack() as stack:
+    with locked(workdir, group), stop_requests() as requests:
+        reached = _run(config, workdir, group, began, requests)
+        if reached < config.train.steps:
+            group.print(
+                f"stopped by {group.stopped_by} at step {reached} of {config.train.steps}, checkpoint saved; the "
+                "same command goes on from there"
+            )
+    return reached
+
+
+def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: float, requests: list[str]) -> int:
+    """`train` in a locked workdir. requests: to stop; it grows while this runs."""
+    with contextlib.ExitStack() as stack:
         goodput = Goodput(workdir / "goodput.json", began)
         stack.enter_context(compilation.persistent_cache(config.train.compilation_cache, workdir / "compilation_cache"))
 
@@ -178,7 +190,7 @@ def train(
                 state, step_metrics = step_fn(state, frozen_params, sharding.put_batch(batch, mesh), teacher)
             log.started(step + 1, step_metrics)
 
-            last = group.should_stop(signals) or step + 1 == steps
+            last = group.should_stop(requests) or step + 1 == steps
             if last or (step + 1) % config.checkpoint.every == 0:
                 log.read()
                 with log.waiting(CHECKPOINT):
@@ -187,11 +199,6 @@ def train(
                 break
         with log.waiting(CHECKPOINT):
             checkpoints.wait()
-    if step + 1 < steps:
-        group.print(
-            f"stopped by {group.stopped_by} at step {step + 1} of {steps}, checkpoint saved; the same command goes on "
-            "from there"
-        )
     return step + 1
 
 
@@ -203,25 +210,6 @@ def _items(state: train_state.TrainState) -> dict[str, Any]:
 def _restore(checkpoints: Checkpoints, step: int, abstract: train_state.TrainState) -> train_state.TrainState:
     placed = jax.device_put(np.int32(step), abstract.step.sharding)
     return train_state.TrainState(step=placed, **checkpoints.restore(_items(abstract), step))
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT are written to instead of ending the process; a second one ends it."""
-    received: list[int] = []
-    before = {}
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check_same(saved: Config, config: Config, workdir: pathlib.Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 Batch = dict[str, np.ndarray]
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class Prefetch:
@@ -74,8 +74,8 @@ def _start(batches: Sequence[Batch], workers: int) -> tuple[list[BaseProcess], l
     context = multiprocessing.get_context("spawn")
     pickled = pickle.dumps(batches)
     processes, pipes = [], []
-    # A process inherits the mask of signals. Interrupts and preemption notices that reach the whole group are for the
-    # parent, which may want more batches before it stops. (Starting the resource tracker would reset the mask.)
+    # A process inherits the mask of signals. Interrupts, preemption notices and hangups that reach the whole group are
+    # for the parent, which may want more batches before it stops. (Starting the resource tracker would reset the mask.)
     resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:

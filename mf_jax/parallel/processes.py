@@ -6,7 +6,7 @@ Every process keeps one TCP connection to process 0 for as long as the run lasts
     host is cut off or without power does so after SILENCE seconds, by TCP's own keep-alive. Neither needs a heartbeat
     from Python, so no compilation, garbage collection or slow file system is ever mistaken for a death;
   - an error in one process ends all others with that error's message, while they wait in a collective for it;
-  - a signal to one process stops all after the same step.
+  - a signal to one process, or its closed output, stops all after the same step.
 
 jax's coordination service does none of the three in words: it ends a process from C++ (abort, with a stack trace of its
 own), takes a heartbeat timeout to notice a death, and knows no errors. jax's preemption service is not used: it knows
@@ -24,13 +24,14 @@ import math
 import multiprocessing
 import os
 import queue
-import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
+
+from mf_jax.parallel.stopping import readable_output
 
 SILENCE = 20  # seconds without an answer from the other host's system until a connection counts as broken
 LIMIT = 2**20  # bytes of a message
@@ -60,7 +61,7 @@ class ProcessGroup:
         self._gate = threading.Lock()  # held by the thread while the processes agree on `_last`
         self._counts: dict[int, int] = {}  # on process 0: `_calls` of each, while they agree
         self._asked = False
-        self.stopped_by = ""  # "SIGTERM", or "SIGTERM to process 1": once `should_stop` has returned True
+        self.stopped_by = ""  # "SIGTERM", or "SIGTERM on process 1": once `should_stop` has returned True
         self._alone = peers is None
         if not self._alone:
             self._inbox, self._note = multiprocessing.Pipe(duplex=False)
@@ -73,9 +74,9 @@ class ProcessGroup:
         return self.process == 0
 
     def print(self, text: str) -> None:
-        """Prints, on process 0 only."""
+        """Prints, on process 0 only; to stderr if stdout has been found closed."""
         if self.is_main:
-            print(text, flush=True)
+            print(text, file=readable_output(), flush=True)
 
     def broadcast(self, value: Any) -> Any:
         """What process 0 gave, on every process; each must call it, in the same order. Values go through JSON."""
@@ -95,18 +96,18 @@ class ProcessGroup:
             self._send({"barrier": True})
         self.broadcast(None)
 
-    def should_stop(self, signals: Sequence[int]) -> bool:
+    def should_stop(self, requests: Sequence[str]) -> bool:
         """Whether to stop now; every process must ask once per step, and gets True at the same call.
 
-        Costs a lock: only when a signal has come do the processes exchange how often each has asked, and the first
+        Costs a lock: only when a request has come do the processes exchange how often each has asked, and the first
         call that none of them has made yet is the one that returns True.
 
         Args:
-          signals: that this process has received so far.
+          requests: that this process has received so far, by name (stopping.stop_requests).
         """
-        if signals and not self._asked:
+        if requests and not self._asked:
             self._asked = True
-            name = signal.Signals(signals[0]).name
+            name = requests[0]
             if self._alone:
                 self.stopped_by, self._last = name, self._calls + 1
             else:
@@ -126,8 +127,8 @@ class ProcessGroup:
         if self._ending.is_set():  # the thread is about to end this process
             time.sleep(2 * GOODBYE)
         self._ending.set()
-        print(f"{details}mf_jax train: {text}", file=sys.stderr, flush=True)
         self._send({"end": f"process {self.process} ended the run: {text}", "status": status})
+        _briefly(_write_error, f"{details}mf_jax train: {text}\n")
         self._thread.join(GOODBYE)
         self._exit(status)
 
@@ -179,7 +180,7 @@ class ProcessGroup:
         if "stop" in message and not self.is_main:
             self._send(message)
         elif "stop" in message and not self.stopped_by:
-            self.stopped_by = f"{message['stop']} to process {index}"
+            self.stopped_by = f"{message['stop']} on process {index}"
             self._gate.acquire()
             self._counts = {0: self._calls}
             self._send({"hold": True})
@@ -203,9 +204,10 @@ class ProcessGroup:
         coordination service, at which jax would abort them.
         """
         self._ending.set()
-        os.write(2, f"mf_jax train: {text}\n".encode())
         if self.is_main:
             self._send({"end": text, "status": status})
+        _briefly(_write_error, f"mf_jax train: {text}\n")
+        if self.is_main:
             deadline = time.monotonic() + GOODBYE
             while len(sources) > 1 and (ready := wait(list(sources), max(0.0, deadline - time.monotonic()))):
                 for source in ready:
@@ -218,7 +220,22 @@ class ProcessGroup:
     def _exit(self, status: int) -> NoReturn:
         """At once: no handler at exit may wait for processes that are gone."""
         if self.is_main:  # what it has said; the main thread may be stuck in saying more
-            flush = threading.Thread(target=sys.stdout.flush, daemon=True)
-            flush.start()
-            flush.join(1.0)
+            _briefly(lambda: print(end="", flush=True))
         os._exit(status)
+
+
+def _write_error(text: str) -> None:
+    if sys.__stderr__ is not None:  # else descriptor 2 may be another file
+        os.write(2, text.encode(errors="replace"))
+
+
+def _briefly(write: Callable[..., None], *arguments: str) -> None:
+    """Calls for a second at most. An output that is closed, full or stuck does not keep a process from ending."""
+
+    def attempt() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            write(*arguments)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(1.0)

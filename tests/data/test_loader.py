@@ -269,13 +269,13 @@ from mf_jax.data.tokenizer import ByteTokenizer
 
 if __name__ == "__main__":
     got = []
-    for name in (signal.SIGTERM, signal.SIGINT):
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, lambda number, frame: got.append(number))
     data = DataConfig(source=ProceduralConfig(train=100), resolution=(8, 8), workers=1)
     batches = build_train_loader(data, batch_size=2, tokenizer=ByteTokenizer(96), seed=0)
     next(batches)
     print("ready", flush=True)
-    while len(got) < 2:
+    while len(got) < 3:
         next(batches)
     for _ in range(20):
         next(batches)
@@ -318,6 +318,7 @@ def test_workers_ignore_the_signals_of_the_group_and_leave_with_their_parent(tmp
         assert len(processes_of_group(parent.pid)) >= 2
         os.killpg(parent.pid, signal.SIGTERM)
         os.killpg(parent.pid, signal.SIGINT)
+        os.killpg(parent.pid, signal.SIGHUP)
         assert parent.stdout.readline() == "went on\n", log.read_text()
         assert "Traceback" not in log.read_text()
         parent.kill()

@@ -1,6 +1,7 @@
 """Processes that the scripts start: who is stopped when, by which signal, and with which status all this ends."""
 
 import importlib.util
+import os
 import pathlib
 import signal
 import subprocess
@@ -81,7 +82,7 @@ def test_local_leaves_nothing_behind_of_a_process_that_ended(capsys):
     assert time.monotonic() - start < 20
 
 
-def _local_program(tmp_path, code, *arguments):
+def _local_program(tmp_path, code, *arguments, **popen):
     """local.py as a program, its processes running `code` instead of training."""
     replaced = f"""
 import importlib.util, sys
@@ -94,7 +95,7 @@ sys.exit(local.main(sys.argv[1:]))
 """
     with (tmp_path / "out").open("w") as out:
         command = [sys.executable, "-c", replaced, "--processes=2", "--platform=cpu", *arguments, "--", *TRAIN]
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=tmp_path)
+        return subprocess.Popen(command, **({"stdout": out} | popen), stderr=subprocess.STDOUT, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -105,6 +106,49 @@ def test_local_passes_signals_on_and_a_clean_end_is_clean(tmp_path, number):
     assert program.wait(timeout=30) == 0
     printed = (tmp_path / "out").read_text()
     assert sorted(printed.splitlines()[-2:]) == ["[0] saved after 1 signal", "[1] saved after 1 signal"]
+
+
+# It prints all the time, and leaves the number of signals in a file: nobody may read what it prints at the end.
+TALKING = TRAINING.replace("time.sleep(0.02)", "time.sleep(0.02); print('step', flush=True)")
+TALKING += "import os; pathlib.Path(f'saved{os.getpid()}').write_text(str(len(received)))"
+
+
+def _saved(tmp_path):
+    return [path.read_text() for path in tmp_path.glob("saved*")]
+
+
+def test_local_whose_output_closes_saves(tmp_path):
+    reader, writer = os.pipe()
+    program = _local_program(tmp_path, TALKING, stdout=writer)
+    os.close(writer)
+    with open(reader) as lines:
+        seen = set()
+        while not {"[0] step\n", "[1] step\n"} <= seen:
+            seen.add(next(lines))
+    assert program.wait(timeout=30) == 0
+    assert _saved(tmp_path) == ["1", "1"]
+
+
+def test_local_whose_terminal_closes_saves(tmp_path):
+    """Which may bring several hangups; two SIGTERM would end training unsaved."""
+    program = _local_program(tmp_path, TALKING)
+    _wait_for(tmp_path / "out", "training", 2)
+    program.send_signal(signal.SIGHUP)
+    time.sleep(0.15)
+    program.send_signal(signal.SIGHUP)
+    assert program.wait(timeout=30) == 0
+    assert _saved(tmp_path) == ["1", "1"]
+
+
+def test_local_under_nohup_goes_on(tmp_path):
+    program = _local_program(tmp_path, TALKING, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    _wait_for(tmp_path / "out", "training", 2)
+    program.send_signal(signal.SIGHUP)
+    time.sleep(1.0)
+    assert program.poll() is None and _saved(tmp_path) == []
+    program.terminate()
+    assert program.wait(timeout=30) == 0
+    assert _saved(tmp_path) == ["1", "1"]
 
 
 def test_local_starts_again_after_a_failure_but_not_after_a_mistake(tmp_path):

@@ -68,10 +68,11 @@ class Run:
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
-    """A function (arguments of python, processes=2, devices=4, each=(), variables=()) -> Run.
+    """A function (arguments of python, processes=2, devices=4, each=(), variables=(), outputs={}) -> Run.
 
     The same command so many times, with --coordinator, --processes and --process where there are several. By index:
-    `each` adds arguments, `variables` environment variables, which then are to say what those flags do.
+    `each` adds arguments, `variables` environment variables, which then are to say what those flags do; `outputs` has
+    file descriptors for stdout and stderr of those whose output is not to be kept.
     """
     folder = tmp_path_factory.mktemp("output")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SLURM_"))}
@@ -83,7 +84,7 @@ def start(tmp_path_factory):
     }
     started = []
 
-    def run(arguments, processes=2, devices=4, each=(), variables=()):
+    def run(arguments, processes=2, devices=4, each=(), variables=(), outputs=None):
         address, made = f"localhost:{free_port()}", []
         for index in range(processes):
             command = [sys.executable, *arguments]
@@ -94,7 +95,8 @@ def start(tmp_path_factory):
             own = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FLAGS}"}
             own |= variables[index] if variables else {}
             with path.open("w") as output:
-                popen = subprocess.Popen(command, env=environment | own, stdout=output, stderr=subprocess.STDOUT)
+                given = (outputs or {}).get(index, output)
+                popen = subprocess.Popen(command, env=environment | own, stdout=given, stderr=subprocess.STDOUT)
             started.append(popen)
             made.append(Process(popen, path))
         return Run(made)

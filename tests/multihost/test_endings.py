@@ -8,6 +8,8 @@ import re
 import signal
 import time
 
+import pytest
+
 STEPS = 12
 SOON = 30  # seconds to the end of all processes: waits of up to 3 s for the cause, and what a busy machine needs
 
@@ -37,7 +39,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_bitwise(two, train, losses, di
     wait_for_a_step(run, workdir, losses)
     run[1].popen.send_signal(signal.SIGTERM)
     outputs = run.wait()
-    stopped = int(re.search(r"stopped by SIGTERM to process 1 at step (\d+) of 12, checkpoint saved", outputs[0])[1])
+    stopped = int(re.search(r"stopped by SIGTERM on process 1 at step (\d+) of 12, checkpoint saved", outputs[0])[1])
     assert steps_of(workdir)[-1] == stopped < STEPS
     assert "stopped" not in outputs[1] and "Traceback" not in "".join(outputs)
 
@@ -75,6 +77,30 @@ def test_nan_ends_all_with_the_message_of_process_0(start):
     assert outputs[0].count("mf_jax train: stopped: loss is nan at step 7") == 1
     assert outputs[1].count("mf_jax train: process 0 ended the run: stopped: loss is nan at step 7") == 1
     assert "Traceback" not in "".join(outputs)
+
+
+@pytest.mark.parametrize("closed", [0, 1])
+def test_a_closed_output_does_not_keep_the_others_from_hearing_of_an_error(start, closed):
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = start([str(pathlib.Path(__file__).with_name("failing.py"))], outputs={closed: writer})
+    os.close(writer)
+    output = run.wait(1)[1 - closed]
+    told = "process 0 ended the run: " if closed == 0 else ""
+    assert output.count(f"mf_jax train: {told}stopped: loss is nan at step 7") == 1 and "Traceback" not in output
+
+
+def test_both_stop_when_nobody_reads_one_of_them(train, steps_of, digests, tmp_path):
+    """As when the launcher of process 0 has died. It prints no more; both have saved, at the same step."""
+    reader, writer = os.pipe()
+    run = train(tmp_path, "mesh.fsdp=8", outputs={0: writer})
+    os.close(writer)
+    with open(reader) as lines:
+        next(line for line in lines if "from step 0 to 12" in line)
+    outputs = run.wait()
+    assert "ended the run" not in outputs[1] and "Traceback" not in outputs[1]
+    assert len(steps_of(tmp_path)) == 1 and 0 < steps_of(tmp_path)[0] < STEPS
+    assert len(digests(tmp_path)) == 3
 
 
 def test_a_workdir_in_use_by_processes_that_slurm_started(train, tmp_path):

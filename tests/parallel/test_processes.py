@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import random
-import signal
 import socket
 import threading
 import time
@@ -42,13 +41,13 @@ def in_threads(functions):
     return [results.get(i) for i in range(len(functions))]
 
 
-def run(group, steps, signals, pauses, arrives, lockstep):
-    """Steps as a training run does them: at `arrives` the signal comes; a collective keeps all within a step."""
+def run(group, steps, requests, pauses, arrives, lockstep):
+    """Steps as a training run does them: at `arrives` a signal comes; a collective keeps all within a step."""
     for step in range(steps):
         time.sleep(pauses[step])
         if step == arrives:
-            signals.append(signal.SIGTERM)
-        if group.should_stop(signals):
+            requests.append("SIGTERM")
+        if group.should_stop(requests):
             return step
         lockstep.wait()
     return steps
@@ -69,7 +68,7 @@ def test_all_stop_at_the_same_step(groups, seed):
     stopped = in_threads(jobs)
     assert len(set(stopped)) == 1 and arrives <= stopped[0] < 4000, stopped
     assert {group.stopped_by for group in together} == {together[0].stopped_by}
-    assert together[0].stopped_by in {f"SIGTERM to process {index}" for index in told}
+    assert together[0].stopped_by in {f"SIGTERM on process {index}" for index in told}
 
 
 def test_a_signal_before_the_first_step_stops_after_it(groups):
@@ -80,11 +79,11 @@ def test_a_signal_before_the_first_step_stops_after_it(groups):
     stopped = in_threads(
         [
             lambda: run(leader, 4000, [], late, -1, lockstep),
-            lambda: run(other, 4000, [signal.SIGINT], [0.0] * 4000, -1, lockstep),
+            lambda: run(other, 4000, ["SIGINT"], [0.0] * 4000, -1, lockstep),
         ]
     )
     assert stopped[0] == stopped[1] <= 1
-    assert leader.stopped_by == "SIGINT to process 1"
+    assert leader.stopped_by == "SIGINT on process 1"
 
 
 def test_without_a_signal_nothing_is_sent_and_nobody_stops(groups, monkeypatch):
@@ -99,7 +98,7 @@ def test_a_process_by_itself_stops_at_once():
     alone = ProcessGroup()
     assert alone.is_main and alone.broadcast("word") == "word"
     assert not alone.should_stop([])
-    assert alone.should_stop([signal.SIGTERM])
+    assert alone.should_stop(["SIGTERM"])
     assert alone.stopped_by == "SIGTERM"
 
 
