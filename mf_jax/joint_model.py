@@ -134,6 +134,11 @@ def build_model(config: Mapping[str, Any], platform: str | None = None) -> Joint
         raise ValueError("a modality cannot be called 'text'; give modalities.text another name")
     modes = {name: build(Mode, section, f"modes.{name}") for name, section in sorted(config["modes"].items())}
     for name, mode in modes.items():
+        if name == "partial" or (name == "joint" and mode.clean):
+            raise ValueError(
+                f"modes.{name} holds {mode.clean} clean; 'joint' is the name of sampling without conditions, 'partial' "
+                "that of sampling with renoised ones: give this mode another name"
+            )
         for clean in mode.clean:
             if clean not in modalities:
                 raise ValueError(f"modes.{name}.clean names {clean!r}; the modalities are {', '.join(modalities)}")

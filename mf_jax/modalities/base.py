@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mf_jax.configurable import build, check_at_least
 from mf_jax.diffusion import noise_levels, path
@@ -43,7 +44,14 @@ class Codec(Protocol):
         """Which token entries were measured, bool (B, N, C). Missing ones are noise in the input and have no loss."""
 
     def decode(self, x_BNC: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Tokens back to the modality's own array, (B, H, W, ...)."""
+        """Tokens back to the modality's own array, (B, H, W, ...); a missing entry is 0 in them."""
+
+    def condition(self, value: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
+        """The batch fields, stretched to (H, W), of a condition that a user gives for one example or for several.
+
+        Raises:
+          ValueError: a shape, type or value that cannot be a condition.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

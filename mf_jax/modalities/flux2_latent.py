@@ -14,8 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mf_jax.configurable import check_at_least
+from mf_jax.modalities.image import image_field
 from mf_jax.modalities.patches import grid_of
 from mf_jax.models import autoencoder_flops, frozen, weight_table
 from mf_jax.models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8, to_uint8
@@ -71,6 +73,10 @@ class Codec:
     def decode(self, x_BNC: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """Latents, float32 (B, h, w, C), that the autoencoder's decoder takes."""
         return x_BNC.astype(jnp.float32).reshape(x_BNC.shape[0], *grid, x_BNC.shape[-1])
+
+    def condition(self, value: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
+        """`image`, which the autoencoder adds the latents to; as `image_field`."""
+        return image_field(value, resolution)
 
 
 @dataclasses.dataclass(frozen=True)
