@@ -108,6 +108,14 @@ def test_it_is_renoised_alone_and_with_depth(pipeline):
     assert not np.array_equal(weaker["image"], both["image"]) and not np.array_equal(clean["image"], alone["image"])
 
 
+def test_its_schedule_is_warped(pipeline):
+    """As far up as it goes it is noise to the end, and what was given cannot matter; by default it does."""
+    for log2_alpha, follows in ((40.0, False), (None, True)):
+        settings = {"mode": "partial", "prompt": "a room", "steps": 3, "log2_alpha": log2_alpha}
+        images = [pipeline.sample(**settings, brightness=sign * ramp())["image"] for sign in (1, -1)]
+        assert np.array_equal(*images) != follows
+
+
 def test_guidance_acts_on_it_alone(pipeline):
     settings = {"prompt": "a room", "steps": 1, "guidance": 8.0}
     plain = pipeline.sample(**settings | {"guidance": 1.0})
