@@ -35,18 +35,18 @@ def _parser() -> argparse.ArgumentParser:
     sample = verb("sample", "make images and depth from a prompt, an image or a depth map", True)
     sample.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a run, or an export")
     sample.add_argument("--prompt", default="", help="what to show (default: the empty prompt)")
-    sample.add_argument("--image", metavar="FILE", help="an image: its depth is made (i2d)")
-    sample.add_argument("--depth", metavar="FILE", help=".npy or 16-bit PNG: an image for it is made (d2i)")
+    sample.add_argument("--image", metavar="FILE", help="an image to condition on: its depth is made")
+    sample.add_argument("--depth", metavar="FILE", help=".npy or 16-bit PNG to condition on: an image for it is made")
     sample.add_argument("--partial", action="store_true", help="with --depth: follow it loosely (partial conditioning)")
     sample.add_argument("--steps", type=int, help="Euler steps (default: sample.steps of the config)")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--batch", type=int, default=1, help="how many samples")
     sample.add_argument("--mu", type=float, help="shift of the noise-level grid (default: sample.mu)")
     sample.add_argument(
-        "--guidance", type=float, help="classifier-free guidance scale (default: sample.guidance; i2d 1)"
+        "--guidance", type=float, help="classifier-free guidance scale (default: sample.guidance; from an image 1)"
     )
     sample.add_argument(
-        "--guide", choices=("all", "image"), help="streams that guidance acts on (default: sample.guide)"
+        "--guide", metavar="NAME", help="modality that guidance acts on, or all (default: sample.guide)"
     )
     sample.add_argument("--log2-alpha", type=float, help="warp of the depth's schedule in joint and partial sampling")
     sample.add_argument(

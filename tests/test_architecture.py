@@ -22,7 +22,7 @@ ROOMS = {
     "data": "configurable storage",
     "parallel": "configurable",
     "models": "configurable storage parallel data.tokenizer",
-    "modalities": "configurable storage diffusion models",
+    "modalities": "configurable storage data.resize diffusion models",
     "joint_model": "configurable diffusion models modalities",
     "training": "configurable storage diffusion parallel modalities joint_model",
     "config": "configurable diffusion data parallel models modalities training",

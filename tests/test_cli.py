@@ -107,6 +107,37 @@ def test_sample_writes_the_official_layout(workdir, tmp_path, capsys):
     assert "_a_red_box" in next((tmp_path / "joint").iterdir()).name
 
 
+def test_sample_finds_the_mode_by_what_is_given(workdir, tmp_path, capsys):
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "in.png")
+    np.save(tmp_path / "in.npy", np.ones((16, 16), np.float32))
+    both = [f"--image={tmp_path / 'in.png'}", f"--depth={tmp_path / 'in.npy'}"]
+    assert main(["sample", f"--checkpoint={workdir}", *both]) == 2
+    message = "no mode conditioned on image and depth alone; its modes are joint (nothing), d2i (depth), i2d (image)"
+    assert message in capsys.readouterr().err
+    assert main(["sample", f"--checkpoint={workdir}", "--partial", *both]) == 2
+    assert "mode 'partial' takes no image" in capsys.readouterr().err
+
+
+def test_sample_of_a_text_to_image_model(make_tiny_config, tmp_path, capsys):
+    """Modes as in configs/t2i_370m.py: an image and what it was made with, and nothing of depth."""
+    raw = make_tiny_config()
+    del raw["modalities"]["depth"]
+    raw["modes"] = {"t2i": {"probability": 1.0}}
+    (tmp_path / "t2i.py").write_text(f"def get_config():\n    return {raw!r}\n")
+    workdir = f"{tmp_path / 'run'}"
+    settings = ["--config.train.steps=1", "--config.optimizer.warmup=0"]
+    assert main(["train", f"--config={tmp_path / 't2i.py'}", f"--workdir={workdir}", *settings]) == 0
+    out = [f"--checkpoint={workdir}", "--steps=1", f"--output-dir={tmp_path / 'out'}"]
+    assert main(["sample", *out, "--prompt=a room"]) == 0
+    (folder,) = (tmp_path / "out").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["metadata.json", "rgb.png"]
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert (metadata["mode"], metadata["img_hw"]) == ("joint", [16, 16]) and "cloud_points" not in metadata
+    assert main(["sample", *out, "--refine-depth"]) == 2
+    assert "no mode conditioned on image alone" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
 def test_evaluate_writes_results_beside_the_baseline(workdir, capsys):
     assert main(["evaluate", f"--checkpoint={workdir}", "--config.evaluate.steps=1", "--config.evaluate.images=3"]) == 0
     shown = capsys.readouterr().out
@@ -166,7 +197,7 @@ def test_showcase(workdir, capsys):
         (["sample", "--checkpoint={tmp}"], "no checkpoints in"),
         (["evaluate", "--checkpoint={tmp}/absent"], "no checkpoints in"),
         (["show", "--checkpoint={tmp}"], "no checkpoints in"),
-        (["sample", "--checkpoint={workdir}", "--image=a", "--depth=b"], "--image and --depth exclude each other"),
+        (["sample", "--checkpoint={workdir}", "--guide=normals"], "it must be 'all' or one of image, depth"),
         (["sample", "--checkpoint={workdir}", "--partial"], "--partial needs --depth"),
         (["sample", "--checkpoint={workdir}", "--batch=0"], "--batch is 0"),
         (["sample", "--checkpoint={workdir}", "--config.train.steps=5"], "sampling reads only the section sample"),

@@ -62,15 +62,15 @@ class SavedModel:
         """
         if weights not in ("ema", "params"):
             raise ValueError(f"weights is {weights!r}; it must be 'ema' or 'params'")
-        abstract = train_state.abstract(self.model, self.config, mesh)
+        whole = train_state.layout_of_params(self.model, self.config, mesh)
         if self._checkpoints is None:
             files = TensorFiles(self.directory)
-            whole = partition.combine(abstract.params, abstract.untrained)
             result = read(files, whole, layout_of(self._layout).table(self.model, whole))
             files.close()
             return result
         kind = weights if weights in self._checkpoints.items(self.step) else "params"
-        items = self._checkpoints.restore({kind: abstract.params, "untrained": abstract.untrained}, self.step)
+        trained, untrained = partition.partition(whole, self.config.train.freeze)
+        items = self._checkpoints.restore({kind: trained, "untrained": untrained}, self.step)
         return partition.combine(items[kind], items["untrained"])
 
     def close(self) -> None:

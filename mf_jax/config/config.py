@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from mf_jax.config.sections import CheckpointConfig, EvaluateConfig, InitConfig, SampleConfig
-from mf_jax.configurable import Kinds, Named, Section, part
+from mf_jax.configurable import Kinds, Named, Section, check_one_of, part
 from mf_jax.data.config import DataConfig
 from mf_jax.diffusion.noise_levels import Mode
 from mf_jax.modalities.base import Modality
@@ -57,6 +57,7 @@ class Config:
             raise ValueError(f"seed is {self.seed!r}; it must be a whole number and at least 0")
         self._check_modalities()
         self._check_modes()
+        check_one_of("sample.guide", self.sample.guide, ("all", *self.modalities))
 
     def _check_modalities(self) -> None:
         positions = {name: modality.position for name, modality in self.modalities.items()}
@@ -67,6 +68,11 @@ class Config:
 
     def _check_modes(self) -> None:
         for name, mode in self.modes.items():
+            if name == "partial" or (name == "joint" and mode.clean):
+                raise ValueError(
+                    f"modes.{name} holds {mode.clean} clean; 'joint' is the name of sampling without conditions, "
+                    "'partial' that of sampling with renoised ones: give this mode another name"
+                )
             for clean in mode.clean:
                 if clean not in self.modalities:
                     raise ValueError(

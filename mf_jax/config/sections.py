@@ -48,10 +48,11 @@ class SampleConfig:
 
     Attributes:
       steps: Euler steps. mu: shift of the grid.
-      guidance: classifier-free guidance scale of joint, d2i and partial; i2d uses 1.
-      guide: "all" guides every stream, as the official code does, "image" only the image.
-      log2_alpha: joint: warp of the depth's schedule; above 0 the image resolves first. 0 leaves both on one grid.
-      partial_log2_alpha: partial: the same for the depth condition; the smaller, the stronger the condition.
+      guidance: classifier-free guidance scale; modes that condition on the leading modality (i2d) use 1.
+      guide: "all" guides every modality, as the official code does; the name of one ("image") only that.
+      log2_alpha: joint: warp of the schedule of all but the leading modality; above 0 the leading one, the image,
+        resolves first. 0 leaves all on one grid.
+      partial_log2_alpha: partial: the same; the smaller, the stronger the condition.
     """
 
     steps: int = 50
@@ -63,8 +64,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         check_at_least("sample", self, steps=1, guidance=0)
-        if self.guide not in ("all", "image"):
-            raise ValueError(f"sample.guide is {self.guide!r}; it must be 'all' or 'image'")
+        if not isinstance(self.guide, str):
+            raise ValueError(f"sample.guide is {self.guide!r}; it must be 'all' or the name of a modality")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,5 +143,6 @@ def _predict(pipeline: Pipeline, image_BhwC: np.ndarray, seeds: list[int], setti
     missing = settings.batch - len(seeds)
     image_BhwC = np.concatenate([image_BhwC, np.repeat(image_BhwC[-1:], missing, axis=0)])
     seed_B = np.array(seeds + [0] * missing)
-    result = pipeline.sample("i2d", image=image_BhwC, steps=settings.steps, seed=seed_B, batch=settings.batch)
+    mode = pipeline.mode_of(("image",))
+    result = pipeline.sample(mode, image=image_BhwC, steps=settings.steps, seed=seed_B, batch=settings.batch)
     return result["depth"][: len(seeds)]

@@ -1,9 +1,10 @@
-"""A trained model in every mode on held-out records: python -m mf_jax.evaluation.showcase WORKDIR [--count=8]
+"""A trained model in four modes on held-out records: python -m mf_jax.evaluation.showcase WORKDIR [--count=8]
 
-Writes WORKDIR/samples/{joint,i2d,d2i,partial}/..., a folder per sample as the `sample` verb writes it, and one picture
-of all of them, WORKDIR/samples.png. It also measures whether jointly sampled depth belongs to its image: the depth that
-the model estimates from the sampled image alone is the reference, the same depth maps dealt to the wrong images are the
-baseline (WORKDIR/samples.json). Depth from an image takes the steps that evaluation takes.
+The modes: joint, conditioned on the image, on depth, and on renoised depth. Writes WORKDIR/samples/MODE/..., a folder
+per sample as the `sample` verb writes it, and one picture of all of them, WORKDIR/samples.png. It also measures whether
+jointly sampled depth belongs to its image: the depth that the model estimates from the sampled image alone is the
+reference, the same depth maps dealt to the wrong images are the baseline (WORKDIR/samples.json). Depth from an image
+takes the steps that evaluation takes.
 
 Legend: B samples, H W pixels.
 """
@@ -23,6 +24,7 @@ from mf_jax.data.resize import masked_nearest, resize_image
 from mf_jax.evaluation.evaluate import crop_record
 from mf_jax.evaluation.protocols import score
 from mf_jax.inference import pipeline
+from mf_jax.inference.modes import JOINT, PARTIAL
 from mf_jax.inference.outputs import png_bytes, write_sample
 from mf_jax.inference.visualize import colorize_depth
 from mf_jax.storage.atomic_file import write_bytes
@@ -32,9 +34,10 @@ GAP = 4
 
 
 def showcase(workdir: str, count: int, steps: int | None) -> None:
-    """Samples `count` records in every mode, `6 * count` jointly for the measurement."""
+    """Samples `count` records in the four modes, `6 * count` jointly for the measurement."""
     directory = pathlib.Path(workdir)
     model = pipeline.load(directory)
+    from_image, from_depth = model.mode_of(("image",)), model.mode_of(("depth",))
     steps = steps or model.config.sample.steps
     settings = model.config.evaluate
     records = model.config.data.open(settings.split)
@@ -50,36 +53,36 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
     depths = np.stack([record["depth"] for record in shown])
 
     many = [model.tokenizer.fit(records[i % len(records)]["caption"]) for i in range(6 * count)]
-    joint = model.sample("joint", many, steps=steps)
-    estimated = model.sample("i2d", image=joint["image"], steps=settings.steps)["depth"]
+    joint = model.sample(JOINT, many, steps=steps)
+    estimated = model.sample(from_image, image=joint["image"], steps=settings.steps)["depth"]
     agreement = {
         "joint_depth_against_its_image": _mean_abs_rel(joint["depth"], estimated),
         "dealt_to_the_wrong_images": _mean_abs_rel(np.roll(joint["depth"], 1, axis=0), estimated),
         "samples": len(many),
-        "protocol": "moge_affine AbsRel; reference: i2d depth of the sampled image",
+        "protocol": f"moge_affine AbsRel; reference: {from_image} depth of the sampled image",
     }
 
     results = {
-        "joint": {name: value[:count] for name, value in joint.items()},
-        "i2d": model.sample("i2d", image=images, steps=settings.steps),
-        "d2i": model.sample("d2i", prompts, depth=depths, steps=steps),
-        "partial": model.sample("partial", prompts, depth=depths, steps=steps),
+        JOINT: {name: value[:count] for name, value in joint.items()},
+        from_image: model.sample(from_image, image=images, steps=settings.steps),
+        from_depth: model.sample(from_depth, prompts, depth=depths, steps=steps),
+        PARTIAL: model.sample(PARTIAL, prompts, depth=depths, steps=steps),
     }
     columns = [("held-out", images, depths)]
     for mode, result in results.items():
         columns.append((mode, result["image"], result["depth"]))
         for i, prompt in enumerate(prompts):
             metadata = {
-                "prompt": "" if mode == "i2d" else prompt,
+                "prompt": "" if mode == from_image else prompt,
                 "mode": mode,
                 "seed": 0,
                 "sample": i,
-                "num_steps": settings.steps if mode == "i2d" else steps,
+                "num_steps": settings.steps if mode == from_image else steps,
                 "cfg_scale": model.guidance_of(mode),
                 "checkpoint_step": model.step,
             }
             folder = directory / "samples" / mode
-            cloud = mode in ("joint", "i2d")
+            cloud = mode in (JOINT, from_image)
             write_sample(folder, result["image"][i], result["depth"][i], metadata, pointcloud=cloud)
     write_bytes(directory / "samples.png", png_bytes(_sheet([(image, depth) for _, image, depth in columns])))
     write_bytes(directory / "samples.json", (json.dumps(agreement, indent=2) + "\n").encode())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -15,15 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mf_jax.config.config import Config
-from mf_jax.data.resize import masked_nearest, resize_image
+from mf_jax.configurable import nearest
 from mf_jax.diffusion.sampler import euler
 from mf_jax.diffusion.schedule import schedules
+from mf_jax.inference.modes import SamplingMode, conditioned_on, sampling_modes
 from mf_jax.joint_model import JointModel, Params
 from mf_jax.modalities.base import Batch
 from mf_jax.models import frozen
-
-# What a mode asks for: the modalities that it takes as conditions.
-CONDITIONS = {"joint": (), "i2d": ("image",), "d2i": ("depth",), "partial": ("depth",)}
 
 
 class Pipeline:
@@ -31,6 +29,9 @@ class Pipeline:
 
     Args:
       frozen_params: parameters of the model's frozen networks by name.
+
+    Attributes:
+      modes: the ways to sample, by name.
     """
 
     def __init__(self, config: Config, model: JointModel, params: Params, frozen_params: dict[str, Any], step: int):
@@ -39,6 +40,7 @@ class Pipeline:
         self.params = params
         self.frozen_params = frozen_params
         self.step = step
+        self.modes = sampling_modes(model)
         self.tokenizer = model.text.tokenizer()
         self._compiled = functools.lru_cache(maxsize=16)(self._build)
 
@@ -46,8 +48,7 @@ class Pipeline:
         self,
         mode: str = "joint",
         prompt: str | list[str] = "",
-        image: np.ndarray | None = None,
-        depth: np.ndarray | None = None,
+        *,
         steps: int | None = None,
         seed: int | np.ndarray = 0,
         batch: int | None = None,
@@ -56,106 +57,110 @@ class Pipeline:
         guidance: float | None = None,
         guide: str | None = None,
         refine: bool = False,
+        **conditions: np.ndarray | None,
     ) -> dict[str, np.ndarray]:
-        """Image and depth, one conditioned on the other or both from the prompt.
+        """Every modality of the model, from the prompt and from the modalities that the mode conditions on.
 
         Args:
-          mode: "joint" (text to both), "i2d" (image to depth), "d2i" (depth to image), "partial" (depth to image, the
-            depth shown at a noise level that falls ahead of the image's: section 5 of the paper).
+          mode: "joint" (no condition), one of the config's modes (what it holds clean is the condition: "i2d" image to
+            depth, "d2i" depth to image), or "partial" (any but the leading modality, shown at a noise level that falls
+            ahead of the leading one's: section 5 of the paper).
           prompt: one for all, or one per example.
-          image: uint8 (H, W, 3) or (B, H, W, 3), for i2d; stretched to the model's resolution.
-          depth: float (H, W) or (B, H, W), any unit, for d2i and partial; 0, NaN, inf are missing and become noise.
           steps, mu, guidance, guide: as in SampleConfig, whose values are the defaults.
-          log2_alpha: joint and partial, as in SampleConfig.
+          log2_alpha: modes without clean conditions, as in SampleConfig.
           seed: one number (example i of the batch then uses noise (seed, i)), or one per example.
-          batch: examples to make; otherwise as many as there are prompts, images, depths or seeds.
-          refine: joint: a second, unguided i2d pass on the generated image replaces its depth.
+          batch: examples to make; otherwise as many as there are prompts, conditions or seeds.
+          refine: modes without conditions: a second, unguided pass conditioned on the leading modality that was made
+            replaces all others.
+          conditions: by modality, for one example or for each, stretched to the model's resolution; see `condition` of
+            its codec. image: uint8 (H, W, 3) or (B, H, W, 3). depth: float (H, W) or (B, H, W), any unit; 0, NaN, inf
+            are missing and become noise.
 
         Returns:
-          {"image": uint8 (B, H, W, 3), "depth": float32 (B, H, W)} at the model's resolution, joint: every modality
-          that the model has. Depth is relative (the model is trained on a mean of 1), larger is farther. A condition
-          comes back as the model saw it (missing depth: 0).
+          By modality, at the model's resolution: image uint8 (B, H, W, 3), depth float32 (B, H, W). Depth is relative
+          (the model is trained on a mean of 1), larger is farther. A condition comes back as the model saw it (missing
+          depth: 0).
 
         Raises:
-          ValueError: an unknown mode, a missing or superfluous input, a wrong shape or type, a prompt that is too long.
+          ValueError: an unknown mode, a missing or superfluous condition, a wrong shape or type, a prompt that is too
+            long.
         """
         defaults = self.config.sample
         steps = defaults.steps if steps is None else steps
         mu = defaults.mu if mu is None else mu
         guide = defaults.guide if guide is None else guide
-        if mode not in CONDITIONS:
-            raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(CONDITIONS)}")
-        if guide not in ("all", "image"):
-            raise ValueError(f"guide is {guide!r}; it must be 'all' or 'image'")
-        if refine and mode != "joint":
-            raise ValueError(f"refine is for mode 'joint'; the mode is {mode!r}")
-        if log2_alpha is not None and mode not in ("joint", "partial"):
-            raise ValueError(f"log2_alpha is for the modes 'joint' and 'partial'; the mode is {mode!r}")
-        for name in ("image", "depth") if mode != "joint" or refine else ():
+        given = {name: np.asarray(value) for name, value in conditions.items() if value is not None}
+        for name in given:
             if name not in self.model.modalities:
-                raise ValueError(f"this model has no modality {name!r}; it has {', '.join(self.model.modalities)}")
-        given = {"image": image, "depth": depth}
-        for name, value in given.items():
-            if (value is not None) != (name in CONDITIONS[mode]):
-                wants = f"needs {name}" if value is None else f"takes no {name}"
-                raise ValueError(f"mode {mode!r} {wants}")
+                known = {*self.model.modalities, *self.sample.__kwdefaults__}
+                raise ValueError(f"{name!r} is no modality of this model and no setting; {nearest(name, known)}")
+        chosen = self._mode(mode)
+        if guide not in ("all", *self.model.modalities):
+            raise ValueError(f"guide is {guide!r}; it must be 'all' or one of {', '.join(self.model.modalities)}")
+        if refine and chosen.conditions:
+            raise ValueError(f"refine is for mode 'joint'; the mode is {mode!r}")
+        if log2_alpha is not None and chosen.clean:
+            raise ValueError(f"log2_alpha is for the modes 'joint' and 'partial'; the mode is {mode!r}")
+        chosen.check(given)
         guidance = self.guidance_of(mode, guidance)
         if log2_alpha is None:
-            log2_alpha = {"joint": defaults.log2_alpha, "partial": defaults.partial_log2_alpha}.get(mode, 0.0)
+            by_default = defaults.partial_log2_alpha if chosen.renoised else defaults.log2_alpha
+            log2_alpha = 0.0 if chosen.clean else by_default
+        leading = self.model.leading
+        refined = conditioned_on(self.modes, (leading,)).clean if refine else None
 
-        inputs = {}
-        if image is not None:
-            inputs |= self._image_input(np.asarray(image))
-        if depth is not None:
-            inputs |= self._depth_input(np.asarray(depth))
+        codecs = {name: modality.codec for name, modality in self.model.modalities.items()}
+        fields = {name: codecs[name].condition(value, self.model.resolution) for name, value in given.items()}
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         seeds = np.asarray(seed)
-        sizes = {len(prompts), *(len(v) for v in inputs.values()), seeds.size, batch or 1} - {1}
+        sizes = {len(value) for of_one in fields.values() for value in of_one.values()}
+        sizes = (sizes | {len(prompts), seeds.size, batch or 1}) - {1}
         if len(sizes) > 1:
-            raise ValueError(
-                f"prompt, image, depth, seed and batch give different numbers of examples: {sorted(sizes)}"
-            )
+            what = ", ".join(["prompt", *given, "seed"])
+            raise ValueError(f"{what} and batch give different numbers of examples: {sorted(sizes)}")
         count = sizes.pop() if sizes else 1
-        if seeds.ndim == 0:
-            keys = [jax.random.fold_in(jax.random.key(int(seed)), i) for i in range(count)]
-        elif seeds.shape == (count,):
-            keys = [jax.random.key(int(s)) for s in seeds]
-        else:
-            raise ValueError(f"seed has shape {seeds.shape}; it must be one number or one for each of {count} examples")
-        fields = [self.tokenizer.fields(p) for p in prompts]
-        text = {name: np.stack([one[name] for one in fields]) for name in fields[0]}
-        text = {name: np.broadcast_to(v, (count, *v.shape[1:])) for name, v in text.items()}
-        inputs = {name: np.broadcast_to(v, (count, *v.shape[1:])) for name, v in inputs.items()}
+        key_B = _noise_keys(seeds, count)
+        ids = [self.tokenizer.fields(p) for p in prompts]
+        text = self._prepared({name: np.stack([one[name] for one in ids]) for name in ids[0]}, count)
+        clean = {name: self._encoded(name, self._prepared(of_one, count)) for name, of_one in fields.items()}
+        run = self._compiled(chosen.clean, steps, mu, log2_alpha, guidance, guide)
+        tokens = run(self.params, clean, text, self._null_text, key_B)
+        if refined:
+            made = tokens[leading]  # as it was sampled, without a detour over 8-bit pixels
+            run = self._compiled(refined, steps, mu, 0.0, 1.0, guide)
+            tokens = run(self.params, {leading: (made, jnp.ones(made.shape, bool))}, text, self._null_text, key_B)
+        return {name: np.asarray(v) for name, v in self._decode(self.frozen_params, tokens).items()}
 
-        text, conditions = self._prepared(text), self._prepared(inputs)
-        codecs = {name: self.model.modalities[name].codec for name in CONDITIONS[mode]}
-        conditions = {name: (codec.encode(conditions), codec.valid(conditions)) for name, codec in codecs.items()}
-        null = self._null_text
-        run = self._compiled(mode, steps, mu, log2_alpha, guidance, guide)
-        tokens = run(self.params, conditions, text, null, jnp.stack(keys))
-        if refine:
-            image = tokens["image"]  # as it was sampled, without a detour over 8-bit pixels
-            refiner = self._compiled("i2d", steps, mu, 0.0, 1.0, guide)
-            given = {"image": (image, jnp.ones(image.shape, bool))}
-            tokens["depth"] = refiner(self.params, given, text, null, jnp.stack(keys))["depth"]
-        result = {name: np.asarray(v) for name, v in self._decode(self.frozen_params, tokens).items()}
-        if "depth" in CONDITIONS[mode]:
-            result["depth"] = np.where(inputs["depth_valid"], result["depth"], 0.0)
-        return result
+    def mode_of(self, clean: Collection[str]) -> str:
+        """The name of the mode that is conditioned on exactly these modalities.
+
+        Raises:
+          ValueError: there is none.
+        """
+        return conditioned_on(self.modes, clean).name
 
     def guidance_of(self, mode: str, guidance: float | None = None) -> float:
-        """The guidance scale that a mode uses: the one given, else 1 for i2d and that of the config for the others."""
+        """The scale given, else 1 where the leading modality is a condition, else the config's."""
         if guidance is not None:
             return guidance
-        return 1.0 if mode == "i2d" else self.config.sample.guidance
+        return 1.0 if self.model.leading in self._mode(mode).conditions else self.config.sample.guidance
 
-    def _build(self, mode: str, steps: int, mu: float, log2_alpha: float, guidance: float, guide: str) -> Any:
-        """The jitted sampler of one setting: (params, conditions, text, null_text, key_B) -> clean tokens."""
+    def _mode(self, name: str) -> SamplingMode:
+        if name not in self.modes:
+            raise ValueError(f"mode is {name!r}; it must be one of {', '.join(self.modes)}")
+        return self.modes[name]
+
+    def _build(
+        self, clean: tuple[str, ...], steps: int, mu: float, log2_alpha: float, guidance: float, guide: str
+    ) -> Any:
+        """The jitted sampler of one setting: (params, conditions, text, null_text, key_B) -> clean tokens.
+
+        Args:
+          clean: conditions at t = 0; others that it is called with are renoised.
+        """
         model = self.model
-        pinned = {} if mode == "partial" else {name: 0.0 for name in CONDITIONS[mode]}
-        warped = {"depth": log2_alpha} if mode == "partial" or (mode == "joint" and log2_alpha) else {}
-        warped = {name: value for name, value in warped.items() if name in model.modalities}
-        grid = schedules(tuple(model.modalities), steps, pinned, mu=mu, log2_alpha=warped)
+        warped = {name: log2_alpha for name in model.modalities if name != model.leading}
+        grid = schedules(tuple(model.modalities), steps, dict.fromkeys(clean, 0.0), mu=mu, log2_alpha=warped)
         scales = {name: guidance if guide == "all" or name == guide else 1.0 for name in model.modalities}
 
         @jax.jit
@@ -187,32 +192,28 @@ class Pipeline:
     def _prepare(self) -> Any:
         return jax.jit(self.model.prepare)
 
-    def _prepared(self, batch: dict[str, np.ndarray]) -> Batch:
-        """The fields with what the frozen networks make of them."""
-        return self._prepare(self.frozen_params, batch)
+    def _prepared(self, batch: dict[str, np.ndarray], count: int = 1) -> Batch:
+        """The fields of so many examples, or of one for all, with what the frozen networks make of them."""
+        fields = {name: np.broadcast_to(value, (count, *value.shape[1:])) for name, value in batch.items()}
+        return self._prepare(self.frozen_params, fields)
+
+    def _encoded(self, name: str, fields: Batch) -> tuple[jax.Array, jax.Array]:
+        """Clean tokens of a condition, 0 where nothing was measured, and which entries were."""
+        codec = self.model.modalities[name].codec
+        valid_BNC = codec.valid(fields)
+        return jnp.where(valid_BNC, codec.encode(fields), 0.0), valid_BNC
 
     @functools.cached_property
     def _decode(self) -> Any:
         return jax.jit(self.model.decode)
 
-    def _image_input(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        image = image[None] if image.ndim == 3 else image
-        if image.ndim != 4 or image.shape[-1] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"image has shape {image.shape} and dtype {image.dtype}; it must be uint8 (H, W, 3) or (B, H, W, 3)"
-            )
-        return {"image": np.stack([resize_image(one, self.model.resolution) for one in image])}
 
-    def _depth_input(self, depth: np.ndarray) -> dict[str, np.ndarray]:
-        depth = depth[None] if depth.ndim == 2 else depth
-        if depth.ndim != 3:
-            raise ValueError(f"depth has shape {depth.shape}; it must be (H, W) or (B, H, W)")
-        valid = np.isfinite(depth) & (depth > 0)
-        if not valid.any(axis=(1, 2)).all():
-            raise ValueError("depth has no valid pixel: all are 0, negative, NaN or inf")
-        clean = np.where(valid, depth, 0.0).astype(np.float32)
-        resized = [masked_nearest(d, v, self.model.resolution) for d, v in zip(clean, valid, strict=True)]
-        return {"depth": np.stack([d for d, _ in resized]), "depth_valid": np.stack([v for _, v in resized])}
+def _noise_keys(seeds: np.ndarray, count: int) -> jax.Array:
+    if seeds.ndim == 0:
+        return jnp.stack([jax.random.fold_in(jax.random.key(int(seeds)), i) for i in range(count)])
+    if seeds.shape != (count,):
+        raise ValueError(f"seed has shape {seeds.shape}; it must be one number or one for each of {count} examples")
+    return jnp.stack([jax.random.key(int(seed)) for seed in seeds])
 
 
 def load(

@@ -9,6 +9,7 @@ from typing import Any
 from mf_jax.data.images import read_image
 from mf_jax.inference import pipeline
 from mf_jax.inference.inputs import read_relative_depth
+from mf_jax.inference.modes import PARTIAL
 from mf_jax.inference.outputs import write_sample
 
 
@@ -21,25 +22,25 @@ def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     Raises:
       ValueError: files or settings that do not do.
     """
-    if arguments.image and arguments.depth:
-        raise ValueError("--image and --depth exclude each other: give the one that is the condition")
     if arguments.partial and not arguments.depth:
         raise ValueError("--partial needs --depth, the depth map to follow loosely")
-    mode = "i2d" if arguments.image else "d2i" if arguments.depth else "joint"
     inputs: dict[str, Any] = {}
     if arguments.image:
         inputs["image"] = read_image(arguments.image, upright=True)
     if arguments.depth:
         depth_HW, _ = read_relative_depth(arguments.depth)
         inputs["depth"] = depth_HW
-    if arguments.partial:
-        mode = "partial"
     for override in overrides:
         if not override.startswith("sample."):
             raise ValueError(f"--config.{override}: sampling reads only the section sample of the config")
     if arguments.batch < 1:
         raise ValueError(f"--batch is {arguments.batch}; it must be at least 1")
     model = pipeline.load(arguments.checkpoint, overrides=overrides)
+    mode = PARTIAL if arguments.partial else model.mode_of(tuple(inputs))
+    if "image" not in model.model.modalities:
+        raise ValueError(
+            f"only samples with an image are written; this model makes {', '.join(model.model.modalities)}"
+        )
     settings = {
         "steps": arguments.steps,
         "seed": arguments.seed,
@@ -55,7 +56,7 @@ def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         folder = write_sample(
             arguments.output_dir,
             result["image"][i],
-            result["depth"][i],
+            result["depth"][i] if "depth" in result else None,
             {
                 "prompt": arguments.prompt,
                 "mode": mode,
@@ -65,8 +66,9 @@ def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
                 "cfg_scale": model.guidance_of(mode, arguments.guidance),
                 "checkpoint_step": model.step,
             },
-            pointcloud=mode in ("joint", "i2d"),
+            pointcloud="depth" not in inputs,
             fov_deg=arguments.fov_deg,
             edge_rtol=arguments.edge_rtol,
+            others={name: value[i] for name, value in result.items() if name not in ("image", "depth")},
         )
         print(folder)

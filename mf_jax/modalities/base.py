@@ -12,6 +12,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mf_jax.configurable import Kinds, check_at_least, check_one_of, part
 from mf_jax.diffusion import noise_levels, path
@@ -35,7 +36,14 @@ class Codec(Protocol):
         """Which token entries were measured, bool (B, N, C). Missing ones are noise in the input and have no loss."""
 
     def decode(self, x_BNC: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Tokens back to the modality's own array, (B, H, W, ...)."""
+        """Tokens back to the modality's own array, (B, H, W, ...); a missing entry is 0 in them."""
+
+    def condition(self, value: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
+        """The batch fields, stretched to (H, W), of a condition that a user gives for one example or for several.
+
+        Raises:
+          ValueError: a shape, type or value that cannot be a condition.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mf_jax.data.resize import masked_nearest
 from mf_jax.modalities.patches import grid_of, patchify, unpatchify
 
 MAX_RATIO = 1000.0  # decoded depth is at most this many times the unit: the contraction's pole at 2 is never reached
@@ -61,6 +63,22 @@ class Codec:
         return patchify(batch["depth_valid"][..., None], self.patch)
 
     def decode(self, x_BNC: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Relative depth, float32 (B, H, W), larger is farther; at most MAX_RATIO. Non-positive where z <= 0."""
+        """Relative depth, float32 (B, H, W), larger is farther; at most MAX_RATIO. 0 where z = 0, negative below."""
         z = unpatchify(x_BNC.astype(jnp.float32), grid, self.patch)[..., 0]
         return expand(jnp.clip(z, -1.0, 2.0 - 1.0 / MAX_RATIO))
+
+    def condition(self, value: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
+        """`depth` and `depth_valid` of a map (H, W) or of several (B, H, W), any unit; 0, negative, NaN, inf: missing.
+
+        Raises:
+          ValueError: another shape, or a map without a valid pixel.
+        """
+        depth_BHW = value[None] if value.ndim == 2 else value
+        if depth_BHW.ndim != 3:
+            raise ValueError(f"depth has shape {depth_BHW.shape}; it must be (H, W) or (B, H, W)")
+        valid_BHW = np.isfinite(depth_BHW) & (depth_BHW > 0)
+        if not valid_BHW.any(axis=(1, 2)).all():
+            raise ValueError("depth has no valid pixel: all are 0, negative, NaN or inf")
+        clean_BHW = np.where(valid_BHW, depth_BHW, 0.0).astype(np.float32)
+        resized = [masked_nearest(d, v, resolution) for d, v in zip(clean_BHW, valid_BHW, strict=True)]
+        return {"depth": np.stack([d for d, _ in resized]), "depth_valid": np.stack([v for _, v in resized])}

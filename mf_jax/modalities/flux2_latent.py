@@ -14,8 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mf_jax.configurable import check_at_least
+from mf_jax.modalities.image import image_field
 from mf_jax.modalities.patches import grid_of
 from mf_jax.models import autoencoder_flops, frozen, weight_table
 from mf_jax.models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8, to_uint8
@@ -74,6 +76,10 @@ class Codec:
 
     def network(self, dtype: jnp.dtype) -> Autoencoder:
         return Autoencoder(self, dtype)
+
+    def condition(self, value: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
+        """`image`, which the autoencoder adds the latents to; as `image_field`."""
+        return image_field(value, resolution)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,25 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mf_jax.data.resize import resize_image
 from mf_jax.modalities.patches import grid_of, patchify, unpatchify
+
+
+def image_field(image: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
+    """`image` of a picture uint8 (H, W, 3) or of several (B, H, W, 3), stretched to the resolution.
+
+    Raises:
+      ValueError: another shape or type.
+    """
+    image_BHW3 = image[None] if image.ndim == 3 else image
+    if image_BHW3.ndim != 4 or image_BHW3.shape[-1] != 3 or image_BHW3.dtype != np.uint8:
+        raise ValueError(
+            f"image has shape {image_BHW3.shape} and dtype {image_BHW3.dtype}; it must be uint8 (H, W, 3) or "
+            "(B, H, W, 3)"
+        )
+    return {"image": np.stack([resize_image(image_HW3, resolution) for image_HW3 in image_BHW3])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,3 +66,6 @@ class Codec:
         """uint8 (B, H, W, 3), values outside [-scale, scale] clipped."""
         image = unpatchify(x_BNC.astype(jnp.float32) / self.scale, grid, self.patch)
         return jnp.round(jnp.clip(image * 127.5 + 127.5, 0.0, 255.0)).astype(jnp.uint8)
+
+    def condition(self, value: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
+        return image_field(value, resolution)

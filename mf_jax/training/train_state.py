@@ -73,10 +73,9 @@ def new(
     return jax.jit(lambda params: _from_params(params, config), out_shardings=layout)(params)
 
 
-def layout_of_params(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes, dtypes and NamedShardings of all parameters, trained and untrained."""
-    boxed = jax.eval_shape(lambda: initial_params(model, config))
-    return _placed(nn.unbox(boxed), sharding.shardings(boxed, mesh))
+def layout_of_params(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """Shapes, dtypes and shardings of all parameters, trained and untrained; on one device without a mesh."""
+    return _placed(jax.eval_shape(lambda: initial_params(model, config)), mesh)
 
 
 def layout_of(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
@@ -90,12 +89,13 @@ def layout_of(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> Tra
 
 def abstract(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh | None = None) -> TrainState:
     """Shapes, dtypes and shardings of the state; on one device without a mesh."""
-    boxed = jax.eval_shape(lambda: _boxed(model, config))
+    return _placed(jax.eval_shape(lambda: _boxed(model, config)), mesh)
+
+
+def _placed(boxed: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    tree = nn.unbox(boxed)
     if mesh is None:
         single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return _placed(nn.unbox(boxed), jax.tree.map(lambda _: single, nn.unbox(boxed)))
-    return _placed(nn.unbox(boxed), sharding.shardings(boxed, mesh))
-
-
-def _placed(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=single), tree)
+    layout = sharding.shardings(boxed, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout)

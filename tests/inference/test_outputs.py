@@ -57,6 +57,13 @@ def test_no_usable_depth_still_makes_a_complete_folder(tmp_path):
     assert json.loads((folder / "metadata.json").read_text())["cloud_points"] == 0
 
 
+def test_a_sample_without_depth_and_with_another_modality(tmp_path):
+    folder = write_sample(tmp_path, IMAGE_HW3, None, {"prompt": "x"}, others={"brightness": 2 * DEPTH_HW})
+    assert names(folder) == ["brightness.npy", "metadata.json", "rgb.png"]
+    np.testing.assert_array_equal(np.load(folder / "brightness.npy"), 2 * DEPTH_HW)
+    assert json.loads((folder / "metadata.json").read_text()) == {"prompt": "x", "img_hw": [24, 32]}
+
+
 def test_bad_samples_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="differ in size"):
         write_sample(tmp_path, IMAGE_HW3, DEPTH_HW[:5], {"prompt": "x"})

@@ -1,19 +1,28 @@
 """Sampling from a trained model, in every mode, from Python."""
 
+import jax
 import numpy as np
 import pytest
 
 import mf_jax
 from mf_jax import train
 from mf_jax.config import loading as configs
+from mf_jax.inference.pipeline import load
+from mf_jax.interop import export
+from mf_jax.training import optimizer, train_state
 
 
 @pytest.fixture(scope="module")
-def pipeline(make_tiny_config, tmp_path_factory):
+def workdir(make_tiny_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pipeline")
     raw = make_tiny_config()
     raw["optimizer"] = {"learning_rate": 3e-3, "warmup": 2}
     train.train(configs.resolve(raw, ["train.steps=20"]), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def pipeline(workdir):
     return mf_jax.load(workdir)
 
 
@@ -70,6 +79,8 @@ def test_guidance_and_its_streams(pipeline):
     image_only = pipeline.sample(**settings, guidance=8.0, guide="image")
     assert not np.array_equal(plain["depth"], every["depth"])
     assert not np.array_equal(image_only["depth"], every["depth"])
+    depth_only = pipeline.sample(**settings, guidance=8.0, guide="depth")
+    assert not np.array_equal(depth_only["image"], image_only["image"])
     assert pipeline.guidance_of("i2d") == 1.0 and pipeline.guidance_of("joint") == pipeline.config.sample.guidance
 
 
@@ -91,16 +102,23 @@ def test_inputs_of_another_size_are_resized(pipeline):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "depth"}, "mode is 'depth'; it must be one of joint, i2d, d2i, partial"),
+        ({"mode": "depth"}, "mode is 'depth'; it must be one of joint, d2i, i2d, partial"),
         ({"mode": "i2d"}, "mode 'i2d' needs image"),
         ({"mode": "joint", "image": picture()}, "mode 'joint' takes no image"),
+        ({"mode": "partial"}, "mode 'partial' needs depth"),
+        ({"mode": "partial", "image": picture(), "depth": ramp()}, "mode 'partial' takes no image"),
+        (
+            {"mode": "i2d", "imgae": picture()},
+            "'imgae' is no modality of this model and no setting; did you mean 'image'",
+        ),
+        ({"stepz": 3}, "'stepz' is no modality of this model and no setting; did you mean 'steps'"),
         ({"mode": "i2d", "image": picture().astype(float)}, "dtype float64; it must be uint8"),
         ({"mode": "d2i", "depth": np.ones((3,))}, r"depth has shape \(3,\)"),
         ({"mode": "d2i", "depth": np.zeros((16, 16))}, "depth has no valid pixel"),
         ({"prompt": "x" * 97}, "text of 97 UTF-8 bytes exceeds the limit of 96"),
         ({"prompt": ["a", "b"], "seed": np.array([1, 2, 3])}, "different numbers of examples"),
         ({"steps": 0}, "sampling steps is 0"),
-        ({"guide": "depth"}, "guide is 'depth'"),
+        ({"guide": "normals"}, "guide is 'normals'; it must be 'all' or one of image, depth"),
         ({"mode": "i2d", "image": picture(), "refine": True}, "refine is for mode 'joint'"),
         ({"mode": "i2d", "image": picture(), "log2_alpha": 1.0}, "log2_alpha is for the modes"),
     ],
@@ -108,6 +126,24 @@ def test_inputs_of_another_size_are_resized(pipeline):
 def test_bad_input(pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipeline.sample(**arguments)
+
+
+def test_the_guide_of_the_config_is_a_modality_too(workdir):
+    wrong = load(workdir, overrides=["sample.guide=imgae"])
+    with pytest.raises(ValueError, match="guide is 'imgae'; it must be 'all' or one of image, depth"):
+        wrong.sample()
+
+
+def test_loading_makes_no_optimizer(workdir, pipeline, tmp_path, monkeypatch):
+    def fail(*_):
+        raise AssertionError("an optimizer is made")
+
+    export.export(workdir, tmp_path / "exported")
+    monkeypatch.setattr(optimizer, "make_optimizer", fail)
+    monkeypatch.setattr(train_state, "make_optimizer", fail)
+    for directory in (workdir, tmp_path / "exported"):
+        params = mf_jax.load(directory).params
+        jax.tree.map(np.testing.assert_array_equal, params, pipeline.params)
 
 
 def test_there_must_be_a_checkpoint(tmp_path):
@@ -123,5 +159,9 @@ def test_a_text_to_image_model_trains_and_samples(make_tiny_config, tmp_path):
     model = mf_jax.load(tmp_path)
     result = model.sample("joint", "a room", steps=2)
     assert list(result) == ["image"] and result["image"].shape == (1, 16, 16, 3)
-    with pytest.raises(ValueError, match="this model has no modality 'depth'"):
+    with pytest.raises(ValueError, match=r"mode is 'i2d'; it must be one of joint$"):
         model.sample("i2d", image=picture())
+    with pytest.raises(ValueError, match="'depth' is no modality of this model"):
+        model.sample("joint", depth=ramp())
+    with pytest.raises(ValueError, match=r"no mode conditioned on image alone; its modes are joint \(nothing\)"):
+        model.sample("joint", refine=True)

@@ -148,3 +148,31 @@ def test_decoding_stays_away_from_the_pole():
 def test_indivisible_resolution():
     with pytest.raises(ValueError, match=r"resolution 60x64 is not divisible by the depth patch size 8.*64x64"):
         Codec(8).grid((60, 64))
+
+
+def test_a_condition_is_stretched_without_inventing_depth():
+    depth_HW = np.array([[1.0, np.nan, 3.0, -1.0], [0.0, np.inf, np.nan, 5.0]])
+    fields = Codec(1).condition(depth_HW, (4, 8))
+    assert fields["depth"].dtype == np.float32 and fields["depth_valid"].dtype == bool
+    valid_HW = np.array([[1, 0, 1, 0], [0, 0, 0, 1]], bool)
+    np.testing.assert_array_equal(fields["depth_valid"][0], valid_HW.repeat(2, axis=0).repeat(2, axis=1))
+    clean_HW = np.where(valid_HW, depth_HW, 0)
+    np.testing.assert_array_equal(fields["depth"][0], clean_HW.repeat(2, axis=0).repeat(2, axis=1))
+    assert Codec(1).condition(np.stack([depth_HW] * 3), (2, 4))["depth"].shape == (3, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "message"),
+    [
+        (np.ones(3), r"depth has shape \(3,\); it must be \(H, W\)"),
+        (np.stack([np.ones((2, 2)), np.full((2, 2), np.nan)]), "depth has no valid pixel"),
+    ],
+)
+def test_what_cannot_be_a_condition(depth, message):
+    with pytest.raises(ValueError, match=message):
+        Codec(1).condition(depth, (2, 2))
+
+
+def test_missing_depth_is_0_in_a_map_whose_tokens_are_0_there():
+    decoded = decode(Codec(8), jnp.zeros((1, 4, 64)), (2, 2))
+    np.testing.assert_array_equal(decoded, np.zeros((1, 16, 16)))

@@ -47,3 +47,19 @@ def test_every_entry_is_measured():
 def test_indivisible_resolution():
     with pytest.raises(ValueError, match=r"resolution 30x31 is not divisible by the image patch size 8.*32x32"):
         Codec(8).grid((30, 31))
+
+
+def test_a_condition_is_stretched_to_the_resolution():
+    """Four quarters of one colour each keep their colours; a picture or several."""
+    quarters_HW = np.array([[10, 20], [30, 40]], np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    image_HW3 = quarters_HW[..., None].repeat(3, axis=2)
+    image_BHW3 = Codec(2).condition(image_HW3, (4, 2))["image"]
+    expected_HW = np.array([[10, 20], [30, 40]]).repeat(2, axis=0)
+    np.testing.assert_array_equal(image_BHW3, expected_HW[None, ..., None].repeat(3, axis=3))
+    assert Codec(2).condition(np.stack([image_HW3] * 3), (4, 4))["image"].shape == (3, 4, 4, 3)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)])
+def test_what_cannot_be_a_condition(image):
+    with pytest.raises(ValueError, match=r"it must be uint8 \(H, W, 3\) or \(B, H, W, 3\)"):
+        Codec(2).condition(image, (4, 4))
