@@ -23,6 +23,11 @@ class Source(Protocol):
 
 
 def _procedural(split: str, resolution: tuple[int, int], *, seed: int = 0, **sizes: int) -> Source:
+    """Rendered rooms and open grounds. `train`, `validation` and `test` are the numbers of scenes of these splits.
+
+    Args:
+      seed: not negative; another seed is another data set.
+    """
     if split not in sizes:
         raise ValueError(f"source has no {split!r}; {nearest(split, sizes)}. Add source.{split} = number of scenes")
     if sizes[split] < 1:

@@ -24,7 +24,11 @@ def none(depth_HW: np.ndarray, valid_HW: np.ndarray, rng: np.random.Generator) -
 
 
 def random(depth_HW: np.ndarray, valid_HW: np.ndarray, rng: np.random.Generator, *, fraction: float) -> np.ndarray:
-    """Keeps round(fraction * n) of the n valid pixels, at least one, drawn uniformly."""
+    """Keeps round(fraction * n) of the n valid pixels, at least one, drawn uniformly.
+
+    Args:
+      fraction: above 0, at most 1.
+    """
     _within("random.fraction", fraction, 0, 1)
     measured = np.flatnonzero(valid_HW)
     kept_HW = np.zeros_like(valid_HW)

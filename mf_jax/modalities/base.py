@@ -52,6 +52,7 @@ class Modality:
 
     Attributes:
       position: its coordinate on the modality axis of the rotary embedding; the lowest one leads.
+      noise: distribution of its noise level in training.
       prediction: what the network outputs for it: "x" (clean tokens) or "v" (velocity).
       weight: of its loss in the sum.
       decoder_blocks: transformer blocks over its own tokens alone, after the trunk.

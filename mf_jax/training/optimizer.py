@@ -20,9 +20,12 @@ class OptimizerConfig:
     """Attributes:
     kind: "adamw", or "muon": the matrices of the stacked blocks by Muon, everything else by AdamW with Nesterov's
       momentum, as in optax.contrib.muon.
+    learning_rate: AdamW's, after warm-up.
     muon_learning_rate: of those matrices, on the same schedule as `learning_rate`. The entries of an update have a root
       mean square near 0.2 times it, whatever the shape, as AdamW's do (Liu et al. 2025, arXiv 2502.16982).
     schedule: after `warmup` steps, "constant" or "cosine" (it reaches zero after the last step).
+    warmup: steps in which the learning rate rises to its full value.
+    b1, b2: decay of AdamW's first and second moment.
     weight_decay: on matrices only; norms, biases, gates and embeddings are left alone.
     clip: largest global norm of the gradient.
     moments: dtype in which Adam's two moments and Muon's one are kept, "float32" or "bfloat16", which halves them. They
