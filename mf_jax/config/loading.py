@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mf_jax.config.config import Config
-from mf_jax.configurable import Kinds, Section, Spec, nearest
+from mf_jax.configurable import Kinds, Named, Section, Spec, nearest
 
 SPEC = Section(Config)
 
@@ -70,12 +70,13 @@ def _override(config: dict[str, Any], override: str) -> None:
     *parents, last = path.split(".")
     section, spec = config, SPEC
     for i, parent in enumerate(parents):
-        spec = _child(spec, section, parent, ".".join(path.split(".")[: i + 1]))
-        section = section[parent] if parent in section else section.setdefault(parent, {})
+        here = ".".join(parents[: i + 1])
+        below = _child(spec, section, parent, here)
+        if parent not in section and isinstance(spec, Named):
+            raise ValueError(f"unknown config key {here}; {nearest(parent, section)}")
+        section, spec = section.setdefault(parent, {}), below
         if not isinstance(section, dict):
-            raise ValueError(
-                f"config key {'.'.join(parents[: i + 1])} is a value; it has no key {path.split('.')[i + 1]}"
-            )
+            raise ValueError(f"config key {here} is a value; it has no key {path.removeprefix(here + '.')}")
     child = _child(spec, section, last, path)
     try:
         value = _plain(ast.literal_eval(text))

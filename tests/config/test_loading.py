@@ -1,5 +1,7 @@
 """Configs: completion, overrides, and the errors that a user can make."""
 
+import dataclasses
+import json
 import pathlib
 
 import pytest
@@ -7,9 +9,12 @@ from ml_collections import ConfigDict
 
 from mf_jax.config import loading as configs
 from mf_jax.data.readers.folder import FolderConfig
-from mf_jax.data.sparsify import LidarLines
+from mf_jax.data.sparsify import LidarLines, RandomPixels
 from mf_jax.joint_model import build_model
+from mf_jax.modalities import depth
+from mf_jax.training.optimizer import AdamWConfig, MuonConfig
 
+IMAGE = dict(kind="image", position=2, prediction="x", noise=dict(kind="logit_normal"))
 SHIPPED = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
@@ -45,6 +50,56 @@ def test_resolving_is_idempotent(make_tiny_config):
     assert configs.difference(config, config) == []
 
 
+def test_it_is_typed_and_frozen(make_tiny_config):
+    config = configs.resolve(make_tiny_config())
+    assert isinstance(config.optimizer, AdamWConfig) and isinstance(config.data.sparsify, RandomPixels)
+    assert config.modalities["depth"].codec == depth.Codec(patch=8) and config.modalities["depth"].name == "depth"
+    for section, name in ((config, "seed"), (config.train, "steps"), (config.modalities["image"], "weight")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(section, name, 3)
+
+
+def test_the_saved_form_goes_through_json(make_tiny_config):
+    """As checkpoints and exports hold it, complete: all that is not given is there too."""
+    config = configs.resolve(make_tiny_config(), ["mesh.rules.mlp=()", "optimizer.kind=muon"])
+    saved = json.loads(json.dumps(configs.to_dict(config)))
+    assert configs.resolve_saved(saved) == config
+    assert saved["modalities"]["depth"]["weight"] == 1.0 and saved["modes"]["joint"]["clean"] == []
+    assert saved["optimizer"]["kind"] == "muon" and saved["text"]["kind"] == "byte"
+
+
+def test_configs_that_were_saved_before_optimizers_had_keys_of_their_own(make_tiny_config):
+    raw = make_tiny_config()
+    raw["optimizer"] = {"kind": "adamw", "learning_rate": 0.5, "muon_learning_rate": 1e-3}
+    assert configs.resolve_saved(raw).optimizer == AdamWConfig(learning_rate=0.5)
+    with pytest.raises(ValueError, match=r"unknown config key optimizer\.muon_learning_rate"):
+        configs.resolve(raw)
+    raw["optimizer"]["kind"] = "muon"
+    assert configs.resolve_saved(raw).optimizer == MuonConfig(learning_rate=0.5, muon_learning_rate=1e-3)
+
+
+def test_another_kind_by_an_override(make_tiny_config):
+    """It keeps the values of the keys that it knows, and takes its own; what is required may follow."""
+    changes = ["optimizer.kind=muon", "optimizer.muon_learning_rate=0.5"]
+    assert configs.resolve(make_tiny_config(), changes).optimizer == MuonConfig(
+        learning_rate=1e-3, warmup=2, muon_learning_rate=0.5
+    )
+    folder = ["data.source.kind=folder", "data.source.root=x", "data.source.image=*.png"]
+    splits = ["data.source.splits={'train': ':'}", "data.source.splits.test=4:"]
+    config = configs.resolve(make_tiny_config(), [*folder, *splits])
+    assert config.data.source == FolderConfig("x", "*.png", {"train": ":", "test": "4:"})
+    with pytest.raises(ValueError, match=r"config key data\.source\.image is missing"):
+        configs.resolve(make_tiny_config(), folder[:2])
+
+
+def test_a_whole_section_by_an_override(make_tiny_config):
+    new = "modalities.normals={'kind': 'image', 'position': 2, 'prediction': 'v', 'noise': {'kind': 'logit_normal'}}"
+    changes = [new, "modalities.normals.scale=0.5", "modes.joint={'probability': 0.6}"]
+    config = configs.resolve(make_tiny_config(), changes)
+    assert config.modalities["normals"].codec.scale == 0.5 and config.modalities["normals"].noise.mu == 1.1
+    assert config.modes["joint"].clean == ()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -52,6 +107,17 @@ def test_resolving_is_idempotent(make_tiny_config):
         ("trian.steps=3", r"unknown config key trian; did you mean 'train'"),
         ("data.source.seeed=3", r"unknown config key data\.source\.seeed; did you mean 'seed'"),
         ("data.sparsify.fractoin=0.1", r"fractoin"),
+        ("data.source.kind=foldr", r"data\.source\.kind is 'foldr'; did you mean 'folder'"),
+        ("data.source.seed.deeper=3", r"data\.source\.seed is a value; it has no key deeper"),
+        ("modalities.depth.pach=3", r"unknown config key modalities\.depth\.pach; did you mean 'patch'"),
+        ("modalities.depht.patch=3", r"unknown config key modalities\.depht; did you mean 'depth'"),
+        ("modes.joint.probability=high", r"modes\.joint\.probability is float.*cannot be 'high'"),
+        ("optimizer.kind=sgd", r"optimizer\.kind is 'sgd'; there are: adamw, muon"),
+        ("model.kind=flux", r"model\.kind is 'flux'; did you mean 'flux2'"),
+        ("seed=-1", r"seed is -1; it must be a whole number and at least 0"),
+        ("data={'resolution': 3}", r"data"),
+        ("data.resolution=(8,)", r"data\.resolution is \(8,\); it must be two positive integers"),
+        ("data.workers=-1", r"data\.workers is -1"),
         ("sample.guide=imgae", r"sample\.guide is 'imgae'"),
         ("evaluate.depth_range=(2.0, 1.0)", r"evaluate\.depth_range is \(2\.0, 1\.0\)"),
         ("train.steps", r"--config\.train\.steps has no value"),
@@ -84,7 +150,20 @@ def test_bad_overrides(make_tiny_config, override, message):
         (("train", "steps"), 2.5, r"train\.steps is 2\.5; it must be a whole number"),
         (("train", "stepz"), 3, r"unknown config key train\.stepz; did you mean 'steps'"),
         (("modalities", "depth", "pach"), 3, r"unknown config key modalities\.depth\.pach; did you mean 'patch'"),
-        (("modalities", "depth", "kind"), "dept", r"modalities\.depth\.kind is 'dept'"),
+        (("modalities", "depth", "kind"), "dept", r"modalities\.depth\.kind is 'dept'; did you mean 'depth'"),
+        (("modalities", "depth", "kind"), "patches", r"modalities\.depth\.kind is 'patches'; there are: depth, flux2"),
+        (("modalities", "depth", "kind"), "mf_jax.modalities.patches", "has no dataclass Codec"),
+        (
+            ("modalities", "depth", "kind"),
+            "no.such.module",
+            r"depth\.kind is 'no\.such\.module': No module",
+        ),
+        (("modalities", "depth"), {"position": 1}, r"config key modalities\.depth\.kind is missing; there are"),
+        (("modalities", "depth", "position"), -1, r"modalities\.depth\.position is -1"),
+        (("modalities", "depth", "noise"), {}, r"config key modalities\.depth\.noise\.kind is missing"),
+        (("modalities", "text"), IMAGE, "a modality cannot be called 'text'"),
+        (("modalities",), {}, "config section modalities is empty"),
+        (("modes",), {}, "config section modes is empty"),
         (("modalities", "depth", "prediction"), "eps", r"modalities\.depth\.prediction is 'eps'"),
         (("modalities", "depth", "noise"), {"kind": "uniform"}, r"modalities\.depth\.noise\.kind is 'uniform'"),
         (("modalities", "depth", "position"), 0, "share a position"),
@@ -97,6 +176,7 @@ def test_bad_overrides(make_tiny_config, override, message):
     ],
 )
 def test_bad_configs(make_tiny_config, path, value, message):
+    """All but what depends on the model's tokens is found when the config is resolved."""
     raw = make_tiny_config()
     section = raw
     for key in path[:-1]:
