@@ -112,10 +112,11 @@ def _entries(docstring: str, names: list[str]) -> Iterator[tuple[str, str]]:
                 yield name, meaning
 
 
-def _summary(component: Component) -> str:
-    """The docstring before its sections."""
+def _summary(component: Component) -> list[str]:
+    """The docstring before its sections, as a paragraph, if there is any."""
     before = re.split(r"(?m)^\s*(?:Attributes|Args|Returns|Raises):", inspect.cleandoc(component.__doc__ or ""))[0]
-    return _escaped(" ".join(before.split()))
+    text = " ".join(before.split())
+    return [_escaped(text), ""] if text else []
 
 
 def _escaped(text: str) -> str:
@@ -154,10 +155,10 @@ def markdown(found: Mapping[str, Section]) -> str:
         lines += [f"## {path}", ""]
         if isinstance(section, Mapping):
             for kind, component in section.items():
-                lines += [f"### {path.split(',')[0]}: {kind}", "", _summary(component), ""]
+                lines += [f"### {path.split(',')[0]}: {kind}", ""] + _summary(component)
                 lines += _table(keys(component), kind)
         else:
-            lines += [_summary(section), ""] if _summary(section) else []
+            lines += _summary(section)
             lines += _table(keys(section))
     return "\n".join(lines)
 
