@@ -26,6 +26,9 @@ class LogitNormal:
     """t = sigmoid(mu + sigma n), n ~ N(0, 1): the image's noise level (section 3, timestep shift mu = 1.1).
 
     Sampling a centred logit-normal and shifting it by alpha = exp(mu), t -> alpha t / (1 + (alpha - 1) t), is the same.
+
+    Attributes:
+      mu: mean of logit(t): the larger, the more noise. sigma: standard deviation of logit(t).
     """
 
     mu: float = 1.1
@@ -47,6 +50,9 @@ class PlateauLogitNormal:
 
     The shift comes first, the plateau after it (the FLUX.2 report's definition): the high-noise end is never starved.
     For mu = 1.1, sigma = 1: t* = 0.86074 and P(t <= t*) = 0.68157.
+
+    Attributes:
+      mu, sigma: of the logit-normal below the plateau, as in LogitNormal.
     """
 
     mu: float = 1.1
@@ -102,7 +108,11 @@ DISTRIBUTIONS = {"logit_normal": LogitNormal, "plateau_logit_normal": PlateauLog
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """A training case: how often it is drawn, and which modalities it holds clean (t = 0), as conditions."""
+    """A training case: how often it is drawn, and which modalities it holds clean (t = 0), as conditions.
+
+    Attributes:
+      probability: of the case; those of all modes sum to 1. clean: names of the modalities that it holds clean.
+    """
 
     probability: float
     clean: tuple[str, ...] = ()

@@ -44,7 +44,11 @@ def expand(z: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """`batch["depth"]` (B, H, W), any unit, with `batch["depth_valid"]` bool (B, H, W) <-> tokens."""
+    """`batch["depth"]` (B, H, W), any unit, with `batch["depth_valid"]` bool (B, H, W) <-> tokens.
+
+    Attributes:
+      patch: side of a patch in pixels.
+    """
 
     patch: int = 8
 

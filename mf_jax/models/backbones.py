@@ -69,8 +69,10 @@ class FlatDiTConfig(Compute):
     """The flat-token transformer of the from-scratch family, which `width` alone scales (section 4 of the paper).
 
     Attributes:
+      width: channels of a token. layers: blocks of the trunk.
       heads: 0 makes them 128 channels each. kv_heads: 0 makes them a quarter of the heads, which fits the parameter
         counts of the paper; it gives neither.
+      mlp_ratio: hidden width of the gated MLP, in widths.
     """
 
     width: int = 256
@@ -110,7 +112,17 @@ class FlatDiTConfig(Compute):
 
 @dataclasses.dataclass(frozen=True)
 class Flux2Config(Compute):
-    """FLUX.2 with a stream per modality, the released 9B sizes by default. Attributes: as in models.flux2.Flux2."""
+    """FLUX.2 with a stream per modality, the released 9B sizes by default.
+
+    Attributes:
+      width: channels of a token. heads: of attention.
+      double_blocks: first stack, in which each stream has weights of its own.
+      single_blocks: second stack, whose weights the streams share.
+      axes: rotary channels for modality, row, column and text index; they sum to the channels of a head.
+      mlp_ratio: hidden width of the gated MLP, in widths. theta: base of the rotary frequencies.
+      cross_mixing: every modality's conditioning also sees the noise levels of the others, through gates from zero.
+      guidance_embedding: the first modality's conditioning takes a guidance scale.
+    """
 
     width: int = 4096
     heads: int = 32

@@ -25,7 +25,8 @@ class AdamWConfig:
     """AdamW on everything.
 
     Attributes:
-      learning_rate: highest, after the warm-up.
+      learning_rate: highest, after the warm-up. warmup: steps in which the rate rises to it.
+      b1, b2: decay of the first and the second moment.
       schedule: after `warmup` steps, "constant" or "cosine" (it reaches zero after the last step).
       weight_decay: on matrices only; norms, biases, gates and embeddings are left alone.
       clip: largest global norm of the gradient.

@@ -32,7 +32,12 @@ from mf_jax.storage.safetensors_files import TensorFiles
 
 @dataclasses.dataclass(frozen=True)
 class ByteText:
-    """A tiny encoder over bytes, trained with the model: up to `max_bytes`, `group` bytes a token, `width` channels."""
+    """A tiny encoder over bytes, trained with the model.
+
+    Attributes:
+      max_bytes: the longest text. group: bytes that make a token, of which max_bytes and width are multiples.
+      width: channels of a token.
+    """
 
     max_bytes: int = 96
     group: int = 8
@@ -136,7 +141,11 @@ class FrozenText:
 
 @dataclasses.dataclass(frozen=True)
 class Qwen3Text(FrozenText):
-    """Qwen3 as FLUX.2 reads it. layers: whose states are joined on the channels."""
+    """Qwen3 as FLUX.2 reads it.
+
+    Attributes:
+      layers: whose states are joined on the channels.
+    """
 
     PUBLISHED: ClassVar[Qwen3Config] = qwen3.QWEN3_8B
     width: int = 12288
