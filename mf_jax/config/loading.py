@@ -54,17 +54,24 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> FrozenConfigDict:
+def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = (), trusted: bool = True) -> FrozenConfigDict:
     """Every section complete with its defaults, overrides applied, values checked.
 
     Args:
       raw: what a config file returns.
       overrides: "train.steps=300" and so on.
+      trusted: whether `raw` may name modules to import, by a dotted kind. One that comes with a model may not.
 
     Raises:
       ValueError: an unknown key, a missing one, or a value that does not do.
     """
     raw = _plain(raw)
+    if not trusted:
+        for name, kind in dotted_kinds(raw).items():
+            raise ValueError(
+                f"modalities.{name}.kind is {kind!r} in the config that comes with the model: loading it would run "
+                "the code of that module. If you trust it, say so with --trust-code (in Python trust_code=True)"
+            )
     known = ["seed", *SECTIONS, *KINDS, *FREE_SECTIONS]
     for key in raw:
         if key not in known:
@@ -91,6 +98,26 @@ def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> FrozenConf
     check_source(full["data"]["source"])
     make_sparsifier(full["data"]["sparsify"])
     return FrozenConfigDict(full)
+
+
+def dotted_kinds(config: Mapping[str, Any]) -> dict[str, str]:
+    """By modality, the kinds that are modules outside this package: what a config, raw or resolved, has imported."""
+    sections = config.get("modalities")
+    if not isinstance(sections, Mapping):
+        return {}
+    kinds = {name: section.get("kind") for name, section in sections.items() if isinstance(section, Mapping)}
+    return {name: kind for name, kind in kinds.items() if "." in str(kind)}
+
+
+def foreign_kinds(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """As `difference`, of the dotted kinds in `saved` that `now` does not have for the same modality."""
+    known = dotted_kinds(now)
+    modalities = now.get("modalities", {})
+    return [
+        (f"modalities.{name}.kind", kind, modalities.get(name, {}).get("kind"))
+        for name, kind in dotted_kinds(saved).items()
+        if known.get(name) != kind
+    ]
 
 
 def _override(config: dict[str, Any], override: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mf_jax.checkpoint import initialize, layouts
-from mf_jax.checkpoint.manager import Checkpoints
+from mf_jax.checkpoint.manager import Checkpoints, check_path
 from mf_jax.config import loading as configs
 from mf_jax.config.sections import CheckpointConfig
 from mf_jax.configurable import build, nearest
@@ -38,6 +38,7 @@ def import_weights(
         workdir with a checkpoint.
     """
     workdir = pathlib.Path(workdir)
+    check_path(workdir.absolute())
     if (workdir / "checkpoints").exists():
         raise ValueError(f"{workdir} has checkpoints; give a new --workdir")
     mesh = sharding.make_mesh(build(sharding.MeshConfig, config["mesh"], "mesh"))
