@@ -29,10 +29,12 @@ def steps(directory: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
 
 
-def remove_unfinished(directory: pathlib.Path) -> None:
-    """Removes what saves left that did not finish; none may be in progress."""
-    for path in directory.glob(f"*{UNFINISHED}*"):
+def remove_unfinished(directory: pathlib.Path) -> bool:
+    """Removes what saves left that did not finish, and tells whether there was anything; none may be in progress."""
+    found = list(directory.glob(f"*{UNFINISHED}*"))
+    for path in found:
         shutil.rmtree(path, ignore_errors=True)
+    return bool(found)
 
 
 def read_json(checkpoint: pathlib.Path, item: str) -> dict[str, Any]:

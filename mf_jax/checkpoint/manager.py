@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging as standard_logging
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from mf_jax.checkpoint import integrity
 from mf_jax.config.sections import CheckpointConfig
 
 RENAMED = {"frozen": "untrained"}  # items of checkpoints from before they had their present names
+REMOVE_WITHIN = 10.0  # seconds for what a failed save left to be gone
 # In a path, orbax takes the first three as patterns of file names, and finds nothing, or another run's files.
 UNWRITABLE, UNREADABLE = "*?[]\\", "*?\\"
+
+
+def _no_traceback(record: standard_logging.LogRecord) -> bool:
+    """A log filter: orbax logs, with a traceback and from its threads, the errors that it raises here as well."""
+    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
 
 
 class Damaged(ValueError):
@@ -63,6 +72,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep, keep_period=config.keep_every or None, enable_async_checkpointing=True
             )
+        logging.get_absl_logger().addFilter(_no_traceback)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest(self) -> int | None:
@@ -96,12 +106,18 @@ class Checkpoints:
             yield
         except (ValueError, OSError) as error:  # ValueError: tensorstore's word for all that goes wrong
             if jax.process_index() == 0:
-                integrity.remove_unfinished(self.directory)
+                self._remove_unfinished()
             free = shutil.disk_usage(self.directory).free
             raise SaveFailed(
                 f"a checkpoint in {self.directory} could not be written and was removed; it needs up to "
-                f"{self._size:,} bytes, {free:,} are free: {str(error)[:400]}"
+                f"{self._size:,} bytes, {free:,} are free: {_shortened(error)}"
             ) from None
+
+    def _remove_unfinished(self) -> None:
+        """Until nothing is left: orbax's threads write the other arrays on for a while, and make directories anew."""
+        deadline = time.monotonic() + REMOVE_WITHIN
+        while integrity.remove_unfinished(self.directory) and time.monotonic() < deadline:
+            time.sleep(0.5)
 
     def config(self, step: int | None = None) -> dict[str, Any]:
         """The resolved config of a checkpoint, the latest unless said.
@@ -159,7 +175,7 @@ class Checkpoints:
                     raise ValueError(
                         f"checkpoint {checkpoint} does not hold the arrays of this config: {name} {difference}"
                     ) from None
-            raise self._damaged(step, f"{str(cause)[:300]}") from None
+            raise self._damaged(step, _shortened(cause)) from None
         return {name: restored[files[name]] if name in wanted else tree for name, tree in abstract.items()}
 
     def _json(self, name: str, step: int | None) -> dict[str, Any]:
@@ -211,6 +227,12 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.close()
+
+
+def _shortened(error: Exception) -> str:
+    """tensorstore says what failed at the start of its messages, and why at the end."""
+    text = str(error)
+    return text if len(text) < 400 else f"{text[:150]} ... {text[-240:]}"
 
 
 def _difference(wanted: Any, there: Mapping[str, tuple[int, ...]]) -> str | None:

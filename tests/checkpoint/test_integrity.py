@@ -47,7 +47,10 @@ def cut(path):
 
 
 DAMAGES = {
-    "array file missing": (lambda c: largest(c / "params" / "ocdbt.process_0").unlink(), "ocdbt.process_0/d/.* is miss"),
+    "array file missing": (
+        lambda c: largest(c / "params" / "ocdbt.process_0").unlink(),
+        "ocdbt.process_0/d/.* is miss",
+    ),
     "array file truncated": (lambda c: cut(largest(c / "params" / "ocdbt.process_0")), "is truncated: .* bytes of at"),
     "index missing": (lambda c: (c / "params" / "manifest.ocdbt").unlink(), "params/manifest.ocdbt is missing"),
     "index truncated": (lambda c: cut(c / "params" / "manifest.ocdbt"), "the index of params cannot be read"),
