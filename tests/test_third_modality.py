@@ -32,12 +32,15 @@ def toy_config(make_tiny_config, monkeypatch):
 
 
 def test_it_trains_and_samples(toy_config, tmp_path):
-    assert train.train(toy_config, tmp_path) == 60
+    assert train.train(configs.resolve(configs.to_dict(toy_config), ["train.steps=30"]), tmp_path) == 30
+    assert train.train(toy_config, tmp_path) == 60  # the module is named by the config that the run is given
     entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for key in ("loss/brightness", "loss/brightness/joint", "loss/brightness/image_to_rest"):
         assert all(np.isfinite(entry[key]) for entry in entries)
     assert entries[-1]["loss/brightness"] < 0.9 * entries[0]["loss/brightness"]
 
-    result = mf_jax.load(tmp_path).sample("joint", "a room", steps=2)
+    with pytest.raises(ValueError, match=r"modalities\.brightness\.kind is 'toy\.brightness'.*--trust-code"):
+        mf_jax.load(tmp_path)
+    result = mf_jax.load(tmp_path, trust_code=True).sample("joint", "a room", steps=2)
     assert result["brightness"].shape == (1, 16, 16)
     assert np.isfinite(result["brightness"]).all()

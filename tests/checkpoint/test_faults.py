@@ -213,7 +213,8 @@ def test_training_ends_with_status_1_where_a_save_fails(config_file, run):
     done = subprocess.run(limited, capture_output=True, text=True, env=environment)
     assert done.returncode == 1, done.stderr[-3000:]
     assert re.search(rf"^mf_jax train: error: a checkpoint in {run}/checkpoints could not be writ", done.stderr, re.M)
-    assert "Traceback" not in done.stderr
+    # tensorstore's threads may complain, after orbax has gone, that its event loop is closed: no traceback of ours.
+    assert "/mf_jax/" not in re.sub(r"^mf_jax train: error: .*$", "", done.stderr, flags=re.MULTILINE)
     assert steps_of(run) == ["3", "6"]
     done = subprocess.run(command.split(), capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "from step 6 to 7" in done.stdout
