@@ -84,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--layout", default="own", help="own (any model) or official (FLUX.2 type; default: own)")
     export.add_argument("--weights", default="ema", help="ema or params (default: ema)")
     export.add_argument("--dtype", default="fp32", help="fp32 or bf16 (default: fp32)")
-    export.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
+    for reader in (sample, evaluate, show, export):
+        reader.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
+        reader.add_argument(
+            "--trust-code", action="store_true", help="import the modules that the config in --checkpoint's DIR names"
+        )
     return parser
 
 
@@ -97,7 +101,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> i
                 raise ValueError(
                     f"--config.{overrides[0]}: a checkpoint is shown as it is, its config is not overridden"
                 )
-            show.show_checkpoint(arguments.checkpoint)
+            show.show_checkpoint(arguments.checkpoint, arguments.step, arguments.trust_code)
         else:
             show.show_config(arguments.config, overrides, arguments.devices)
     elif arguments.verb == "train":
@@ -120,13 +124,15 @@ def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> i
 
         if overrides:
             raise ValueError(f"--config.{overrides[0]}: a checkpoint is exported with the config that it has")
-        settings = {name: getattr(arguments, name) for name in ("layout", "weights", "dtype", "step")}
+        settings = {name: getattr(arguments, name) for name in ("layout", "weights", "dtype", "step", "trust_code")}
         for path in export.export(arguments.checkpoint, arguments.output, **settings):
             print(path)
     else:
         from mf_jax.evaluation import evaluate
 
-        evaluate.evaluate(arguments.checkpoint, arguments.config, overrides, arguments.output)
+        evaluate.evaluate(
+            arguments.checkpoint, arguments.config, overrides, arguments.output, arguments.step, arguments.trust_code
+        )
     return 0
 
 

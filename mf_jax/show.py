@@ -64,19 +64,24 @@ def _print_layout(model: JointModel, config: Config, devices: int) -> None:
     print(f"bytes per device: {sum(parts.values()):,} (" + ", ".join(f"{k} {v:,}" for k, v in parts.items() if v) + ")")
 
 
-def show_checkpoint(directory: str) -> None:
-    """Step, config, and a SHA-256 digest each of parameters, EMA and optimizer state."""
+def show_checkpoint(directory: str, step: int | None = None, trust_code: bool = False) -> None:
+    """Step, config, and a SHA-256 digest each of parameters, EMA and optimizer state.
+
+    Args:
+      step: which checkpoint, the latest unless said. trust_code: whether its config may name modules to import.
+    """
     folder = pathlib.Path(directory) / "checkpoints"
     if not folder.is_dir():
         raise ValueError(f"no checkpoints in {directory}; give the --workdir of a training run")
     checkpoints = Checkpoints(folder)
-    config = configs.resolve_saved(checkpoints.config())
+    step = checkpoints.intact(step)
+    config = configs.resolve_saved(checkpoints.config(step), trusted=trust_code)
     model = build_model(config)
-    held = checkpoints.items()
+    held = checkpoints.items(step)
     state = vars(train_state.abstract(model, config))
     parts = [name for name in ("params", "untrained", "ema", "opt_state") if name in held]
-    items = checkpoints.restore({name: state[name] for name in parts})
-    step, position = checkpoints.step(), checkpoints.iterator()
+    items = checkpoints.restore({name: state[name] for name in parts}, step)
+    position = checkpoints.iterator(step)
     checkpoints.close()
     _print_config(config)
     _print_counts(model, partition.combine(items["params"], items.get("untrained", {})), config)

@@ -13,13 +13,12 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
-from mf_jax.checkpoint import initialize
-from mf_jax.checkpoint.manager import Checkpoints
+from mf_jax.checkpoint import initialize, resume
+from mf_jax.checkpoint.manager import Checkpoints, check_path
 from mf_jax.checkpoint.saved_model import SavedModel
 from mf_jax.config.config import Config
-from mf_jax.config.loading import difference, resolve_saved, to_dict
+from mf_jax.config.loading import dotted_kinds, to_dict
 from mf_jax.data.loader import build_train_loader
 from mf_jax.joint_model import build_model
 from mf_jax.models import frozen
@@ -32,29 +31,6 @@ from mf_jax.parallel.stopping import stop_requests
 from mf_jax.training import compilation, train_state
 from mf_jax.training.train_step import jit_train_step
 from mf_jax.training.workdir import locked
-
-# Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
-# of steps where the learning rate does not depend on it, and the paths of published weights (KEY.checkpoint).
-MAY_CHANGE = (
-    "train.log_every",
-    "train.compilation_cache",
-    "train.profile_steps",
-    "train.dump_hlo",
-    "checkpoint.",
-    "data.workers",
-    "data.cache",
-    "data.source.root",
-    "data.source.max_unreadable",
-    "data.source.test",
-    "data.source.validation",
-    "data.source.splits.test",
-    "data.source.splits.validation",
-    "mesh.",
-    "model.attention",
-    "model.remat",
-    "sample.",
-    "evaluate.",
-)
 
 
 def train(
@@ -78,15 +54,18 @@ def train(
 
     Raises:
       ValueError: a config that does not fit together, the data, or the checkpoint in `workdir`; a workdir in use.
-      metrics.NotFinite: a loss or gradient is NaN or inf. The last checkpoint stays.
+      metrics.NotFinite: a loss, a gradient, the parameters or their average are NaN or inf. The last checkpoint stays.
+      manager.SaveFailed: a checkpoint could not be written, to a full disk for one.
     """
-    group = group or ProcessGroup()
-    began = time.monotonic() if began is None else began
     if "://" in str(workdir):
         raise ValueError(f"--workdir is {workdir}; it must be a local path")
     workdir = pathlib.Path(workdir)
+    check_path(workdir.absolute())
     with locked(workdir, group), stop_requests() as requests:
-        reached = _run(config, workdir, group, began, requests)
+        reached = None
+        while reached is None:
+            with contextlib.suppress(resume.FellBack):  # a checkpoint turned out to be damaged: the one before it
+                reached = _run(config, workdir, group, began, requests)
         if reached < config.train.steps:
             group.print(
                 f"stopped by {group.stopped_by} at step {reached} of {config.train.steps}, checkpoint saved; the "
@@ -96,7 +75,11 @@ def train(
 
 
 def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: float, requests: list[str]) -> int:
-    """`train` in a locked workdir. requests: to stop; it grows while this runs."""
+    """`train` in a locked workdir. requests: to stop; it grows while this runs.
+
+    Raises:
+      FellBack: a checkpoint that was being restored is damaged and set aside.
+    """
     with contextlib.ExitStack() as stack:
         goodput = Goodput(workdir / "goodput.json", began)
         stack.enter_context(compilation.persistent_cache(config.train.compilation_cache, workdir / "compilation_cache"))
@@ -118,15 +101,12 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         )
         stack.callback(loader.close)
 
-        # Where the run is: the latest checkpoint of this workdir, or step 0
+        # Where the run is: the latest checkpoint of this workdir that can be read, or step 0
+        latest = resume.find(workdir, config, group)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
         stack.callback(checkpoints.close)
-        latest = group.broadcast(checkpoints.latest())
         resumes = latest is not None
         if resumes:
-            if "opt_state" not in checkpoints.items(latest):
-                raise ValueError(f"{workdir} is an import; train in another --workdir with init.checkpoint={workdir}")
-            _check_same(resolve_saved(checkpoints.config(latest)), config, workdir)
             loader.set_state(checkpoints.iterator(latest))
         start = latest or 0
         if start >= steps:
@@ -144,7 +124,7 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         frozen_params = frozen.load(model.networks, mesh)
         weights = None
         if config.init.checkpoint and (objective.distills or not resumes):
-            source = SavedModel(config.init.checkpoint)
+            source = SavedModel(config.init.checkpoint, trust_code=dotted_kinds(to_dict(config)))
             weights = source.params(config.init.weights, mesh)
             source.close()
         teacher = initialize.teacher(config, weights) if objective.distills else None
@@ -152,7 +132,7 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         # State
         if resumes:
             del weights  # what the teacher does not hold
-            state = _restore(checkpoints, latest, train_state.abstract(model, config, mesh))
+            state = resume.restore(checkpoints, latest, train_state.abstract(model, config, mesh))
         elif weights is not None:
             params, origins = initialize.params(model, config, mesh, weights)
             group.print(f"starting from {config.init.checkpoint}: {origins}")
@@ -205,23 +185,3 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
 def _items(state: train_state.TrainState) -> dict[str, Any]:
     """The arrays of a state by name; its step is the checkpoint's."""
     return {name: value for name, value in vars(state).items() if name != "step"}
-
-
-def _restore(checkpoints: Checkpoints, step: int, abstract: train_state.TrainState) -> train_state.TrainState:
-    placed = jax.device_put(np.int32(step), abstract.step.sharding)
-    return train_state.TrainState(step=placed, **checkpoints.restore(_items(abstract), step))
-
-
-def _check_same(saved: Config, config: Config, workdir: pathlib.Path) -> None:
-    may_change = MAY_CHANGE + (("train.steps",) if config.optimizer.schedule == "constant" else ())
-    changed = [
-        entry
-        for entry in difference(saved, config)
-        if not entry[0].startswith(may_change) and not entry[0].endswith(".checkpoint")
-    ]
-    if changed:
-        lines = "\n".join(f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, old, new in changed)
-        raise ValueError(
-            f"the checkpoint in {workdir} is of another config:\n{lines}\n"
-            "give the config that it was trained with, or another --workdir"
-        )

@@ -24,7 +24,7 @@ def workdir(make_tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(workdir):
-    return mf_jax.load(workdir)
+    return mf_jax.load(workdir, trust_code=True)
 
 
 def _config(raw):
@@ -62,7 +62,7 @@ def test_the_modes_are_those_of_the_config(pipeline):
     assert pipeline.mode_of(["brightness"]) == "brightness_to_rest"
     assert pipeline.mode_of(["brightness", "image"]) == "both_to_depth"
     assert pipeline.guidance_of("both_to_depth") == 1.0
-    assert pipeline.guidance_of("brightness_to_rest") == pipeline.config["sample"]["guidance"] != 1.0
+    assert pipeline.guidance_of("brightness_to_rest") == pipeline.config.sample.guidance != 1.0
 
 
 def test_it_is_sampled_with_the_others(pipeline):
@@ -141,11 +141,19 @@ def test_bad_input(pipeline, arguments, message):
 
 
 def test_the_command_line_writes_it(workdir, tmp_path):
-    assert main(["sample", f"--checkpoint={workdir}", "--steps=1", f"--output-dir={tmp_path / 'joint'}"]) == 0
+    assert (
+        main(["sample", f"--checkpoint={workdir}", "--trust-code", "--steps=1", f"--output-dir={tmp_path / 'joint'}"])
+        == 0
+    )
     (folder,) = (tmp_path / "joint").iterdir()
     assert np.load(folder / "brightness.npy").shape == (16, 16) and (folder / "depth_raw.npy").exists()
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "in.png")
     arguments = [f"--image={tmp_path / 'in.png'}", "--steps=1", f"--output-dir={tmp_path / 'from_image'}"]
-    assert main(["sample", f"--checkpoint={workdir}", *arguments]) == 0
+    assert main(["sample", f"--checkpoint={workdir}", "--trust-code", *arguments]) == 0
     (folder,) = (tmp_path / "from_image").iterdir()
     assert json.loads((folder / "metadata.json").read_text())["mode"] == "image_to_rest"
+
+
+def test_its_module_is_imported_only_where_the_user_names_it(workdir):
+    with pytest.raises(ValueError, match=r"modalities\.brightness\.kind is 'toy\.brightness'.*--trust-code"):
+        mf_jax.load(workdir)

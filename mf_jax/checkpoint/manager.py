@@ -5,18 +5,57 @@ The only file that imports orbax. A checkpoint appears under its final name only
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging as standard_logging
 import pathlib
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
+from mf_jax.checkpoint import integrity
 from mf_jax.config.sections import CheckpointConfig
 
 RENAMED = {"frozen": "untrained"}  # items of checkpoints from before they had their present names
+REMOVE_WITHIN = 10.0  # seconds for what a failed save left to be gone
+# In a path, orbax takes the first three as patterns of file names, and finds nothing, or another run's files.
+UNWRITABLE, UNREADABLE = "*?[]\\", "*?\\"
+
+
+def _no_traceback(record: standard_logging.LogRecord) -> bool:
+    """A log filter: orbax logs, with a traceback and from its threads, the errors that it raises here as well."""
+    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
+
+
+class Damaged(ValueError):
+    """A checkpoint of which something is missing or unreadable.
+
+    Attributes:
+      step: of the checkpoint.
+    """
+
+    def __init__(self, step: int, message: str):
+        super().__init__(message)
+        self.step = step
+
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written; trying again may help."""
+
+
+def check_path(directory: pathlib.Path, characters: str = UNWRITABLE) -> None:
+    """ValueError if the path has one of the characters."""
+    if found := [character for character in characters if character in str(directory)]:
+        raise ValueError(
+            f"{directory} has {' and '.join(found)} in its path, which checkpoints cannot be under; rename it, or give "
+            f"a directory without any of {' '.join(characters)}"
+        )
 
 
 class Checkpoints:
@@ -25,30 +64,60 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, config: CheckpointConfig | None = None):
         """Opens `directory` for writing with a config, for reading without one."""
         self.directory = pathlib.Path(directory).absolute()
+        check_path(self.directory, UNREADABLE if config is None else UNWRITABLE)
+        self._size: int = 0  # bytes of the arrays of the last save
         if config is None:
             options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
         else:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep, keep_period=config.keep_every or None, enable_async_checkpointing=True
             )
+        logging.get_absl_logger().addFilter(_no_traceback)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, items: Mapping[str, Any], iterator: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Starts a save and returns when the arrays have left the device; a step that exists is not saved again.
 
         Args:
           items: trees of arrays by name, each of which can be restored alone. Empty ones are left out.
+
+        Raises:
+          SaveFailed: this save, or the one before.
         """
         if step == self._manager.latest_step():
             return
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(iterator=ocp.args.JsonSave(iterator), config=ocp.args.JsonSave(config), **trees),
-        )
+        json_items = {"iterator": ocp.args.JsonSave(iterator), "config": ocp.args.JsonSave(config)}
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+            self._manager.save(step, args=ocp.args.Composite(**json_items, **trees))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Failures to write become SaveFailed; process 0 removes what they leave, so that it does not fill the disk."""
+        try:
+            yield
+        except (ValueError, OSError) as error:  # ValueError: tensorstore's word for all that goes wrong
+            if jax.process_index() == 0:
+                self._remove_unfinished()
+            free = shutil.disk_usage(self.directory).free
+            raise SaveFailed(
+                f"a checkpoint in {self.directory} could not be written and was removed; it needs up to "
+                f"{self._size:,} bytes, {free:,} are free: {_shortened(error)}"
+            ) from None
+
+    def _remove_unfinished(self) -> None:
+        """Until nothing is left: orbax's threads write the other arrays on for a while, and make directories anew."""
+        deadline = time.monotonic() + REMOVE_WITHIN
+        while integrity.remove_unfinished(self.directory) and time.monotonic() < deadline:
+            time.sleep(0.5)
 
     def config(self, step: int | None = None) -> dict[str, Any]:
         """The resolved config of a checkpoint, the latest unless said.
@@ -78,28 +147,60 @@ class Checkpoints:
           abstract: by item, a tree of jax.ShapeDtypeStruct with the shardings to restore to; empty trees stay empty.
 
         Raises:
-          ValueError: there is no such checkpoint, or its arrays are not those of `abstract`.
+          Damaged: the arrays are those of `abstract`, but cannot be read.
+          ValueError: there is no such checkpoint, or its arrays are others.
         """
         step = self.step(step)
+        checkpoint = self.directory / str(step)
         wanted = {name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
         held = self.items(step)
         for name in wanted:
             if name not in held:
-                raise ValueError(
-                    f"checkpoint {self.directory}/{step} holds no {name}; it has {', '.join(sorted(held))}"
-                )
+                raise ValueError(f"checkpoint {checkpoint} holds no {name}; it has {', '.join(sorted(held))}")
         files = {name: self._on_disk(name, step) for name in wanted}
         trees = {files[name]: ocp.args.StandardRestore(tree, fallback_sharding=None) for name, tree in wanted.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**trees))
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"checkpoint {self.directory}/{step} does not hold the arrays of this config: {error}"
-            ) from None
+        except Exception as error:  # orbax raises bare ones
+            cause = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            if not isinstance(cause, ValueError | KeyError | FileNotFoundError):
+                raise
+            integrity.raise_system_error(cause)
+            if reason := integrity.damage(checkpoint):
+                raise self._damaged(step, reason) from None
+            for name, tree in wanted.items():
+                if difference := _difference(tree, integrity.shapes(checkpoint / files[name])):
+                    raise ValueError(
+                        f"checkpoint {checkpoint} does not hold the arrays of this config: {name} {difference}"
+                    ) from None
+            raise self._damaged(step, _shortened(cause)) from None
         return {name: restored[files[name]] if name in wanted else tree for name, tree in abstract.items()}
 
     def _json(self, name: str, step: int | None) -> dict[str, Any]:
-        return self._manager.restore(self.step(step), args=ocp.args.Composite(**{name: ocp.args.JsonRestore()}))[name]
+        return integrity.read_json(self.directory / str(self.step(step)), name)
+
+    def intact(self, step: int | None = None) -> int:
+        """As `step`, of a checkpoint of which everything is there.
+
+        Raises:
+          Damaged: it is not; ValueError: there is none.
+        """
+        step = self.step(step)
+        if reason := integrity.damage(self.directory / str(step)):
+            raise self._damaged(step, reason)
+        return step
+
+    def _damaged(self, step: int, reason: str) -> Damaged:
+        return Damaged(step, f"checkpoint {self.directory / str(step)} is damaged: {reason}; {self.instead_of(step)}")
+
+    def instead_of(self, step: int) -> str:
+        """What to do where a checkpoint cannot be used, for messages."""
+        others = [other for other in self.steps() if other != step]
+        if not others:
+            return "there is no other"
+        return f"take another one, --step={others[-1]} (there are {others}); for init.checkpoint, export that one"
 
     def step(self, step: int | None = None) -> int:
         """A step that there is a checkpoint of: the one given, else the latest.
@@ -107,7 +208,7 @@ class Checkpoints:
         Raises:
           ValueError: there is none.
         """
-        found = sorted(self._manager.all_steps())
+        found = self.steps()
         if not found:
             raise ValueError(f"no checkpoint in {self.directory}")
         if step is None:
@@ -117,12 +218,36 @@ class Checkpoints:
         return step
 
     def wait(self) -> None:
-        """Until the last save is on disk."""
-        self._manager.wait_until_finished()
+        """Until the last save is on disk. Raises SaveFailed."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """After the last save. Raises SaveFailed."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+def _shortened(error: Exception) -> str:
+    """tensorstore says what failed at the start of its messages, and why at the end."""
+    text = str(error)
+    return text if len(text) < 400 else f"{text[:150]} ... {text[-240:]}"
+
+
+def _difference(wanted: Any, there: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The first array of a tree that is not among those of a checkpoint, of another shape there, or there alone."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(wanted)[0]:
+        named[jax.tree_util.keystr(path, simple=True, separator=".")] = tuple(leaf.shape)
+    for name in sorted({*named, *there}):
+        if name not in there:
+            return f"has no {name}"
+        if name not in named:
+            return f"has {name}, which is not of this config"
+        if named[name] != there[name]:
+            return f"has {name} of shape {there[name]}, not {named[name]}"
+    return None
 
 
 def digest(tree: Any) -> str:

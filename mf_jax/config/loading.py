@@ -39,9 +39,22 @@ def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     return SPEC.build(full, "")
 
 
-def resolve_saved(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """`resolve` of the config in a checkpoint or an export, which an older version may have written."""
+def resolve_saved(raw: Mapping[str, Any], overrides: Sequence[str] = (), trusted: bool = False) -> Config:
+    """`resolve` of the config in a checkpoint or an export, which an older version may have written.
+
+    Args:
+      trusted: whether it may name modules to import, by a dotted kind.
+
+    Raises:
+      ValueError: as `resolve`; a dotted kind that is not trusted.
+    """
     raw = _plain(raw)
+    if not trusted:
+        for name, kind in dotted_kinds(raw).items():
+            raise ValueError(
+                f"modalities.{name}.kind is {kind!r} in the config that comes with the model: loading it would run "
+                "the code of that module. If you trust it, say so with --trust-code (in Python trust_code=True)"
+            )
     optimizer = dict(raw.get("optimizer", {}))
     if optimizer.get("kind", "adamw") == "adamw":  # once a key of both kinds
         optimizer.pop("muon_learning_rate", None)
@@ -60,6 +73,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_plain(item) for item in value)
     return value
+
+
+def dotted_kinds(raw: Mapping[str, Any]) -> dict[str, str]:
+    """By modality, the kinds that are modules outside this package: what resolving a config imports.
+
+    Args:
+      raw: as of `resolve`.
+    """
+    sections = raw.get("modalities")
+    if not isinstance(sections, Mapping):
+        return {}
+    kinds = {name: section.get("kind") for name, section in sections.items() if isinstance(section, Mapping)}
+    return {name: kind for name, kind in kinds.items() if "." in str(kind)}
 
 
 def _override(config: dict[str, Any], override: str) -> None:

@@ -32,14 +32,22 @@ from mf_jax.storage.atomic_file import write_bytes
 SHEET_ROWS = 8
 
 
-def evaluate(checkpoint: str, config: str | None, overrides: Sequence[str], output: str | None) -> dict[str, Any]:
+def evaluate(
+    checkpoint: str,
+    config: str | None,
+    overrides: Sequence[str],
+    output: str | None,
+    step: int | None = None,
+    trust_code: bool = False,
+) -> dict[str, Any]:
     """The `evaluate` verb: writes results.json, per_image.csv and contact_sheet.png, prints the table.
 
     Args:
       checkpoint: a run's directory. config: a config file whose sections data and evaluate replace the checkpoint's.
       overrides: of the config, "evaluate.images=64". output: where to write, the checkpoint's directory by default.
+      step: which checkpoint, the latest unless said. trust_code: whether its config may name modules to import.
     """
-    pipeline = load(checkpoint)
+    pipeline = load(checkpoint, step, trust_code=trust_code)
     source = configs.load(config, overrides) if config else configs.resolve(configs.to_dict(pipeline.config), overrides)
     settings = source.evaluate
     directory = pathlib.Path(output or checkpoint)

@@ -217,20 +217,25 @@ def _noise_keys(seeds: np.ndarray, count: int) -> jax.Array:
 
 
 def load(
-    directory: str | pathlib.Path, step: int | None = None, weights: str = "ema", overrides: Sequence[str] = ()
+    directory: str | pathlib.Path,
+    step: int | None = None,
+    weights: str = "ema",
+    overrides: Sequence[str] = (),
+    trust_code: bool = False,
 ) -> Pipeline:
     """The model of a directory.
 
     Args:
       directory: the `--workdir` of a run, or an exported one. step: which checkpoint, the latest unless said.
       weights: "ema" or "params". overrides: of the config, "sample.steps=20".
+      trust_code: whether the config in the directory may name modules to import, as modalities of other packages do.
 
     Raises:
-      ValueError: no checkpoint there, or it does not fit its own config.
+      ValueError: no checkpoint there, a damaged one, one that does not fit its own config, weights that are not finite.
     """
     from mf_jax.checkpoint.saved_model import SavedModel
 
-    saved = SavedModel(directory, step, overrides)
+    saved = SavedModel(directory, step, overrides, trust_code)
     params = saved.params(weights)
     saved.close()
     return Pipeline(saved.config, saved.model, params, frozen.load(saved.model.networks), saved.step)

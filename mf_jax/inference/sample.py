@@ -35,7 +35,7 @@ def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             raise ValueError(f"--config.{override}: sampling reads only the section sample of the config")
     if arguments.batch < 1:
         raise ValueError(f"--batch is {arguments.batch}; it must be at least 1")
-    model = pipeline.load(arguments.checkpoint, overrides=overrides)
+    model = pipeline.load(arguments.checkpoint, arguments.step, overrides=overrides, trust_code=arguments.trust_code)
     mode = PARTIAL if arguments.partial else model.mode_of(tuple(inputs))
     if "image" not in model.model.modalities:
         raise ValueError(

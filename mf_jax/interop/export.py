@@ -33,6 +33,7 @@ def export(
     weights: str = "ema",
     dtype: str = "fp32",
     step: int | None = None,
+    trust_code: bool = False,
     shard_bytes: int = safetensors_files.SHARD_BYTES,
 ) -> list[pathlib.Path]:
     """Writes an export; returns the paths of its files.
@@ -40,14 +41,15 @@ def export(
     Args:
       checkpoint: the workdir of a run or an import, or an export. output: a new directory.
       layout: a name of layouts.LAYOUTS. weights: "ema" or "params". dtype: one of DTYPES; bf16 rounds to nearest even.
-      step: which checkpoint, the latest unless said.
+      step: which checkpoint, the latest unless said. trust_code: whether its config may name modules to import.
 
     Raises:
-      ValueError: no checkpoint, an unknown option, a layout that the model does not have, an output that is not empty.
+      ValueError: no checkpoint, a damaged one, weights that are not finite, an unknown option, a layout that the model
+        does not have, an output that is not empty.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; {nearest(dtype, DTYPES)}")
-    saved = SavedModel(checkpoint, step)
+    saved = SavedModel(checkpoint, step, trust_code=trust_code)
     names = layouts.layout_of(layout)
     described = names.config_json(saved.model, configs.to_dict(saved.config))
     params = saved.params(weights)

@@ -10,7 +10,7 @@ import json
 import pathlib
 
 from mf_jax.checkpoint import initialize, layouts
-from mf_jax.checkpoint.manager import Checkpoints
+from mf_jax.checkpoint.manager import Checkpoints, check_path
 from mf_jax.config import loading as configs
 from mf_jax.config.config import Config
 from mf_jax.config.sections import CheckpointConfig
@@ -37,6 +37,7 @@ def import_weights(
         workdir with a checkpoint.
     """
     workdir = pathlib.Path(workdir)
+    check_path(workdir.absolute())
     if (workdir / "checkpoints").exists():
         raise ValueError(f"{workdir} has checkpoints; give a new --workdir")
     mesh = sharding.make_mesh(config.mesh)

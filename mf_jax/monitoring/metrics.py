@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
+SCALARS = ("loss", "grad_norm", "param_norm", "ema_norm")  # of a step
+
 
 class NotFinite(FloatingPointError):
-    """A loss, gradient or parameter norm is NaN or infinite."""
+    """A loss, or the norm of the gradient, the parameters or their average, is NaN or infinite."""
 
 
 def check_finite(step: int, metrics: dict[str, Any]) -> None:
     """Raises NotFinite, naming the step and the quantity."""
-    for name in ("loss", "grad_norm", "param_norm"):
+    for name in SCALARS:
         value = float(metrics[name])
         if not math.isfinite(value):
             sums = {k: float(np.sum(v)) for k, v in metrics["sum"].items()}
@@ -53,7 +55,7 @@ class Interval:
           NotFinite: naming the step and the quantity.
         """
         check_finite(step, metrics)
-        for name in ("loss", "grad_norm", "param_norm"):
+        for name in SCALARS:
             self._scalars.setdefault(name, []).append(float(metrics[name]))
         for name, value in host.items():
             self._scalars.setdefault(name, []).append(value)

@@ -189,13 +189,14 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        average = ema.update(state.ema, params, state.step, ema_decay)
         metrics = {
             "loss": value,
             "grad_norm": optax.tree.norm(gradient),
             "param_norm": optax.tree.norm(params),
+            "ema_norm": optax.tree.norm(average),
             **statistics,
         }
-        average = ema.update(state.ema, params, state.step, ema_decay)
         return TrainState(state.step + 1, params, state.untrained, average, opt_state), metrics
 
     return train_step

@@ -318,7 +318,7 @@ def test_one_step_moves_parameters_average_and_counter(model, run_echo, make_bat
         expected = decay * float(average[name]) + (1 - decay) * moved
         assert float(new.ema[name]) == pytest.approx(expected, rel=1e-5)
     assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-6)
-    for name, tree in (("grad_norm", gradient), ("param_norm", new.params)):
+    for name, tree in (("grad_norm", gradient), ("param_norm", new.params), ("ema_norm", new.ema)):
         expected = np.sqrt(sum(float(leaf) ** 2 for leaf in tree.values()))
         assert float(metrics[name]) == pytest.approx(expected, rel=1e-5)
     for kind, expected in statistics.items():

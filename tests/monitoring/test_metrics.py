@@ -11,11 +11,12 @@ from mf_jax.monitoring.metrics import Interval, NotFinite, Writer, check_finite
 MODES = ("d2i", "joint")
 
 
-def step_metrics(loss=1.0, grad_norm=2.0, sums=((0.0, 0.0), (6.0, 2.0)), counts=((0.0, 0.0), (3.0, 1.0))):
+def step_metrics(loss=1.0, grad_norm=2.0, ema_norm=5.0, sums=((0.0, 0.0), (6.0, 2.0)), counts=((0.0, 0.0), (3.0, 1.0))):
     return {
         "loss": loss,
         "grad_norm": grad_norm,
         "param_norm": 5.0,
+        "ema_norm": ema_norm,
         "sum": {"depth": np.array(sums)},
         "count": {"depth": np.array(counts)},
         "missing": {"depth": 2},
@@ -42,7 +43,7 @@ def test_what_was_not_seen_is_absent():
     assert "loss/depth/d2i" not in interval.read()
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "ema_norm"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_not_finite_names_step_and_quantity(name, value):
     with pytest.raises(NotFinite, match=f"{name} is {value} at step 7"):

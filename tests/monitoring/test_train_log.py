@@ -50,6 +50,7 @@ def step_metrics(loss=1.0):
         "loss": np.float32(loss),
         "grad_norm": np.float32(1),
         "param_norm": np.float32(1),
+        "ema_norm": np.float32(1),
         "sum": {"image": cells},
         "count": {"image": cells},
         "missing": {"depth": np.int32(0)},
