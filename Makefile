@@ -15,7 +15,7 @@ LOCK = $(LOCK_VENV)/bin/uv pip compile pyproject.toml --quiet --universal --pyth
 
 quickstart: $(VENV)/installed
 	$(FAST_MALLOC) $(BIN)/python -m mf_jax train --config=configs/quickstart.py --workdir=$(RUN)
-	$(BIN)/python -m mf_jax.evaluation.showcase $(RUN)
+	$(BIN)/python -m mf_jax showcase --checkpoint=$(RUN)
 	$(BIN)/python -m mf_jax evaluate --checkpoint=$(RUN)
 
 test: $(TEST_VENV)/installed lint

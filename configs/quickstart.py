@@ -5,7 +5,7 @@
 or, step by step,
 
     python -m mf_jax train --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m mf_jax.evaluation.showcase runs/quickstart
+    python -m mf_jax showcase --checkpoint=runs/quickstart
     python -m mf_jax evaluate --checkpoint=runs/quickstart
 
 Hardware and time: 2 CPU cores (AMD EPYC, AVX-512), 8.5 minutes of training at 113 images/s, 9.5 minutes in all, with
@@ -13,8 +13,8 @@ huge pages (the Makefile's FAST_MALLOC); without them the step takes 1.3 to 1.5 
 Result, 256 unseen scenes against dense depth, MoGe alignment: AbsRel 0.142, best constant per image 0.320 (0.44 of
 it), delta1 0.805 against 0.434. One Euler step is the model's conditional mean; 4 steps give 0.146, 10 give 0.159.
 Joint samples are blurry scenes: fields with sky, ground and objects in the caption's colours, rooms with coloured walls
-but hardly an edge between them. AbsRel of their depth to the depth estimated from their image is 0.090, of the same
-maps dealt to wrong images 0.194. Depth->image hardly follows the depth yet.
+but hardly an edge between them. AbsRel of their depth to the depth estimated from their image is 0.090, of
+shuffled pairs 0.194. Depth->image hardly follows the depth yet.
 
 Where it departs from the paper: Muon (with `--config.optimizer.kind=adamw` and all else the same, AbsRel 0.186), and
 image noise levels as wide as pixels of this scale need, from the caption's colour to a patch's edge.

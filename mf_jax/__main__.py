@@ -1,4 +1,4 @@
-"""The command line: python -m mf_jax VERB ... (train, sample, evaluate, show, compile, import, export)."""
+"""The command line: python -m mf_jax VERB ... (train, sample, evaluate, showcase, show, compile, import, export)."""
 
 from __future__ import annotations
 
@@ -61,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--config", metavar="FILE[:ARG]", help="take the sections data and evaluate from this config")
     evaluate.add_argument("--output", metavar="DIR", help="where to write (default: the checkpoint's directory)")
 
+    showcase = verb("showcase", "sample a trained model in every mode on held-out records, as one picture", False)
+    showcase.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a run, or an export")
+    showcase.add_argument("--count", type=int, default=8, help="records shown in every mode (default: 8)")
+    showcase.add_argument("--steps", type=int, help="Euler steps of joint, d2i, partial (default: sample.steps)")
+    showcase.add_argument("--output", metavar="DIR", help="where to write (default: the checkpoint's directory)")
+
     show = verb("show", "print a config and its model, or a checkpoint and its digests, without training", True)
     what = show.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE[:ARG]")
@@ -84,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--layout", default="own", help="own (any model) or official (FLUX.2 type; default: own)")
     export.add_argument("--weights", default="ema", help="ema or params (default: ema)")
     export.add_argument("--dtype", default="fp32", help="fp32 or bf16 (default: fp32)")
-    for reader in (sample, evaluate, show, export):
+    for reader in (sample, evaluate, showcase, show, export):
         reader.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
         reader.add_argument(
             "--trust-code", action="store_true", help="import the modules that the config in --checkpoint's DIR names"
@@ -127,6 +133,13 @@ def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> i
         settings = {name: getattr(arguments, name) for name in ("layout", "weights", "dtype", "step", "trust_code")}
         for path in export.export(arguments.checkpoint, arguments.output, **settings):
             print(path)
+    elif arguments.verb == "showcase":
+        from mf_jax.evaluation import showcase
+
+        if overrides:
+            raise ValueError(f"--config.{overrides[0]}: a model is shown with the config that it has")
+        settings = {name: getattr(arguments, name) for name in ("output", "count", "steps", "step", "trust_code")}
+        showcase.showcase(arguments.checkpoint, **settings)
     else:
         from mf_jax.evaluation import evaluate
 

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from mf_jax.checkpoint.manager import Checkpoints, digest
@@ -19,6 +20,20 @@ from mf_jax.joint_model import JointModel, build_model
 from mf_jax.monitoring import flops
 from mf_jax.parallel import sharding
 from mf_jax.training import partition, train_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table of parameters; the names of its fields are the headings.
+
+    Attributes:
+      mesh_axes: of each dimension, those that cut it, "-" for none.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    mesh_axes: str
+    bytes_per_device: int
 
 
 def show_config(spec: str, overrides: Sequence[str], devices: int | None = None) -> None:
@@ -47,25 +62,22 @@ def _print_layout(model: JointModel, config: Config, devices: int) -> None:
     def local(leaf: Any) -> int:
         return int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=int)) * leaf.dtype.itemsize
 
-    rows = [("parameter", "shape", "mesh axes", "bytes per device")]
+    rows = []
     params = partition.combine(state.params, state.untrained)
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         axes = [[a] if isinstance(a, str) else a or () for a in leaf.sharding.spec]
         axes = ["*".join(name for name in names if sizes[name] > 1) or "-" for names in axes]
         axes += ["-"] * (len(leaf.shape) - len(axes))
         name = "/".join(entry.key for entry in path)
-        rows.append((name, " ".join(map(str, leaf.shape)), " ".join(axes), f"{local(leaf):,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        *names, count = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join([*names, count.strip().rjust(widths[-1])]))
+        rows.append(Row(name, leaf.shape, " ".join(axes), local(leaf)))
+    print(parameter_overview.make_table(rows))
     parts = {name: sum(map(local, jax.tree.leaves(tree))) for name, tree in vars(state).items()}
     print(f"mesh of {devices} devices: " + ", ".join(f"{axis} {size}" for axis, size in sizes.items()))
     print(f"bytes per device: {sum(parts.values()):,} (" + ", ".join(f"{k} {v:,}" for k, v in parts.items() if v) + ")")
 
 
 def show_checkpoint(directory: str, step: int | None = None, trust_code: bool = False) -> None:
-    """Step, config, and a SHA-256 digest each of parameters, EMA and optimizer state.
+    """Config, parameters with mean and standard deviation, step, SHA-256 digests of parameters, EMA, optimizer state.
 
     Args:
       step: which checkpoint, the latest unless said. trust_code: whether its config may name modules to import.
@@ -84,7 +96,9 @@ def show_checkpoint(directory: str, step: int | None = None, trust_code: bool = 
     position = checkpoints.iterator(step)
     checkpoints.close()
     _print_config(config)
-    _print_counts(model, partition.combine(items["params"], items.get("untrained", {})), config)
+    params = partition.combine(items["params"], items.get("untrained", {}))
+    print(parameter_overview.get_parameter_overview(params))
+    _print_counts(model, params, config)
     print(f"step: {step}")
     print(f"data: {position}")
     for name, tree in items.items():

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from mf_jax.__main__ import main
-from mf_jax.evaluation import showcase
 from mf_jax.parallel import distributed
 
 
@@ -32,8 +31,8 @@ def test_show_config(config_file, capsys):
     shown = capsys.readouterr().out
     assert "batch: 16" in shown and "backbone/trunk/q/kernel" in shown
     total = int(re.search(r"parameters: ([\d,]+)", shown)[1].replace(",", ""))
-    rows = re.findall(r"^(?:backbone|text)/\S+ +([\d ]*\d) +- (?:- )*+ +([\d,]+)$", shown, flags=re.MULTILINE)
-    assert total == sum(math.prod(map(int, shape.split())) for shape, _ in rows)
+    rows = re.findall(r"^\| (?:backbone|text)/\S+ +\| \(([\d, ]*)\) +\| -(?: -)* +\| ([\d,]+) +\|$", shown, flags=re.M)
+    assert total == sum(math.prod(map(int, shape.strip(",").split(", "))) for shape, _ in rows)
     assert 4 * total == sum(int(size.replace(",", "")) for _, size in rows)
     assert "mesh of 1 devices: data 1, fsdp 1, tensor 1, context 1" in shown
     assert "tokens per example: 20 (image 4, depth 4, text 12)" in shown
@@ -54,8 +53,10 @@ def test_show_the_layout_on_devices_that_are_not_here(config_file, capsys):
     arguments = ["--devices=8", "--config.mesh.data=2", "--config.mesh.fsdp=4"]
     assert main(["show", f"--config={config_file}", *arguments]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"backbone/trunk/mlp_up/kernel +2 32 96 +- fsdp - +6,144\n", shown)  # 2 * 32 * 96 * 4 / 4
-    assert re.search(r"backbone/trunk/q_norm/scale +2 16 +- - +128\n", shown)
+    assert re.search(
+        r"backbone/trunk/mlp_up/kernel +\| \(2, 32, 96\) +\| - fsdp - +\| 6,144 +\|\n", shown
+    )  # 2 * 32 * 96 * 4 / 4
+    assert re.search(r"backbone/trunk/q_norm/scale +\| \(2, 16\) +\| - - +\| 128 +\|\n", shown)
     assert "mesh of 8 devices: data 2, fsdp 4, tensor 1, context 1" in shown
     params, ema, optimizer = (
         int(re.search(rf"bytes per device.*\b{name} ([\d,]+)", shown)[1].replace(",", ""))
@@ -181,12 +182,17 @@ def test_evaluate_does_not_depend_on_its_batch_size_and_ensembles(workdir, tmp_p
     assert joined["moge_affine"]["abs_rel"] != whole["moge_affine"]["abs_rel"]
 
 
-def test_showcase(workdir, capsys):
-    assert showcase.main([str(workdir), "--count=1", "--steps=1"]) == 0
-    assert (workdir / "samples.png").exists()
-    agreement = json.loads((workdir / "samples.json").read_text())
+def test_showcase(workdir, tmp_path, capsys):
+    output = tmp_path / "shown"
+    arguments = [f"--checkpoint={workdir}", "--count=1", "--steps=1", f"--output={output}"]
+    assert main(["showcase", *arguments]) == 0
+    assert sorted(path.name for path in output.iterdir()) == ["samples", "samples.json", "samples.png"]
+    agreement = json.loads((output / "samples.json").read_text())
     assert agreement["samples"] == 6
-    assert sorted(p.name for p in (workdir / "samples").iterdir()) == ["d2i", "i2d", "joint", "partial"]
+    for name in ("joint_depth_against_its_image", "shuffled_pair_baseline"):
+        assert 0 < agreement[name] < 100
+    assert sorted(p.name for p in (output / "samples").iterdir()) == ["d2i", "i2d", "joint", "partial"]
+    assert "(shuffled pairs: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -197,6 +203,10 @@ def test_showcase(workdir, capsys):
         (["sample", "--checkpoint={tmp}"], "no checkpoints in"),
         (["evaluate", "--checkpoint={tmp}/absent"], "no checkpoints in"),
         (["show", "--checkpoint={tmp}"], "no checkpoints in"),
+        (["showcase", "--checkpoint={workdir}", "--count=0"], "--count is 0; it must be at least 1"),
+        (["showcase", "--checkpoint={workdir}", "--count=99"], "has 4 records with depth among its first; --count=99"),
+        (["showcase", "--checkpoint={workdir}", "--config.sample.steps=1"], "is shown with the config that it has"),
+        (["showcase", "--checkpoint={tmp}"], "no checkpoints in"),
         (["sample", "--checkpoint={workdir}", "--guide=normals"], "it must be 'all' or one of image, depth"),
         (["sample", "--checkpoint={workdir}", "--partial"], "--partial needs --depth"),
         (["sample", "--checkpoint={workdir}", "--batch=0"], "--batch is 0"),

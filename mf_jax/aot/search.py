@@ -15,10 +15,9 @@ import jax
 
 from mf_jax.aot import step
 from mf_jax.config.config import Config
+from mf_jax.models.remat import PRESETS
 from mf_jax.monitoring.chips import CHIPS, GIB
 
-# By what they compute again, the least first. `offload` computes what attention_mlp does, and moves it besides.
-PRESETS = ("none", "dots", "attention_mlp", "offload", "full")
 LARGER = 3  # tries with larger parts
 
 

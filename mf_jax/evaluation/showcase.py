@@ -1,20 +1,18 @@
-"""A trained model in four modes on held-out records: python -m mf_jax.evaluation.showcase WORKDIR [--count=8]
+"""The verb `showcase`: a trained model's samples in four modes on held-out records, and how well its joint depth fits.
 
-The modes: joint, conditioned on the image, on depth, and on renoised depth. Writes WORKDIR/samples/MODE/..., a folder
-per sample as the `sample` verb writes it, and one picture of all of them, WORKDIR/samples.png. It also measures whether
-jointly sampled depth belongs to its image: the depth that the model estimates from the sampled image alone is the
-reference, the same depth maps dealt to the wrong images are the baseline (WORKDIR/samples.json). Depth from an image
-takes the steps that evaluation takes.
+The modes: joint, conditioned on the image, on depth, and on renoised depth. Writes samples/MODE/..., a folder per
+sample as the `sample` verb writes it, and one picture of all of them, samples.png. It also measures whether jointly
+sampled depth belongs to its image (samples.json): AbsRel to the depth that the model estimates from the sampled image
+alone. The shuffled-pair baseline is the same figure with every depth map compared to the image of another sample. Depth
+from an image takes the steps that evaluation takes.
 
 Legend: B samples, H W pixels.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,10 +31,28 @@ TILE = 128
 GAP = 4
 
 
-def showcase(workdir: str, count: int, steps: int | None) -> None:
-    """Samples `count` records in the four modes, `6 * count` jointly for the measurement."""
-    directory = pathlib.Path(workdir)
-    model = pipeline.load(directory)
+def showcase(
+    checkpoint: str,
+    output: str | None = None,
+    count: int = 8,
+    steps: int | None = None,
+    step: int | None = None,
+    trust_code: bool = False,
+) -> None:
+    """Samples `count` records in the four modes, and `6 * count` jointly for the measurement.
+
+    Args:
+      checkpoint: the workdir of a run, or an export. output: where to write, the checkpoint's directory by default.
+      steps: Euler steps of joint, d2i and partial, by default the config's sample.steps.
+      step: which checkpoint, the latest unless said. trust_code: whether its config may name modules to import.
+
+    Raises:
+      ValueError: a model without image and depth, or fewer records with depth than `count`.
+    """
+    if count < 1:
+        raise ValueError(f"--count is {count}; it must be at least 1")
+    directory = pathlib.Path(output or checkpoint)
+    model = pipeline.load(checkpoint, step, trust_code=trust_code)
     from_image, from_depth = model.mode_of(("image",)), model.mode_of(("depth",))
     steps = steps or model.config.sample.steps
     settings = model.config.evaluate
@@ -57,7 +73,7 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
     estimated = model.sample(from_image, image=joint["image"], steps=settings.steps)["depth"]
     agreement = {
         "joint_depth_against_its_image": _mean_abs_rel(joint["depth"], estimated),
-        "dealt_to_the_wrong_images": _mean_abs_rel(np.roll(joint["depth"], 1, axis=0), estimated),
+        "shuffled_pair_baseline": _mean_abs_rel(np.roll(joint["depth"], 1, axis=0), estimated),
         "samples": len(many),
         "protocol": f"moge_affine AbsRel; reference: {from_image} depth of the sampled image",
     }
@@ -87,8 +103,8 @@ def showcase(workdir: str, count: int, steps: int | None) -> None:
     write_bytes(directory / "samples.png", png_bytes(_sheet([(image, depth) for _, image, depth in columns])))
     write_bytes(directory / "samples.json", (json.dumps(agreement, indent=2) + "\n").encode())
     print(f"columns of {directory / 'samples.png'}: " + ", ".join(name for name, _, _ in columns))
-    own, wrong = agreement["joint_depth_against_its_image"], agreement["dealt_to_the_wrong_images"]
-    print(f"joint samples: AbsRel of their depth to that of their image {own:.3f} (dealt to wrong images: {wrong:.3f})")
+    own, shuffled = agreement["joint_depth_against_its_image"], agreement["shuffled_pair_baseline"]
+    print(f"joint samples: AbsRel of their depth to that of their image {own:.3f} (shuffled pairs: {shuffled:.3f})")
     for name in ("samples", "samples.png", "samples.json"):
         print(directory / name)
 
@@ -122,21 +138,3 @@ def _sheet(columns: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
                 tiles.append(np.pad(tile, ((0, GAP), (0, GAP), (0, 0)), constant_values=255))
         rows.append(np.concatenate(tiles, axis=1))
     return np.concatenate(rows, axis=0)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="mf_jax.evaluation.showcase", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("workdir", help="of a training run")
-    parser.add_argument("--count", type=int, default=8, help="records shown in every mode")
-    parser.add_argument("--steps", type=int, help="Euler steps of joint, d2i, partial (default: sample.steps)")
-    arguments = parser.parse_args(argv)
-    try:
-        showcase(arguments.workdir, arguments.count, arguments.steps)
-    except (ValueError, OSError) as error:
-        print(f"mf_jax.evaluation.showcase: error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,7 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mf_jax.models import attention
 
-PRESETS = ("none", "dots", "attention_mlp", "offload", "full")  # by memory, the most first
+# By memory, the most first; by what is computed again, the least first, where `offload` moves arrays besides.
+PRESETS = ("none", "dots", "attention_mlp", "offload", "full")
 _PROJECTED = "projected"
 _NAMES = (attention.SAVED, _PROJECTED)
 
