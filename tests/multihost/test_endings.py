@@ -43,8 +43,9 @@ def test_a_run_that_is_stopped_and_killed_goes_on_bitwise(two, train, losses, di
     assert steps_of(workdir)[-1] == stopped < STEPS
     assert "stopped" not in outputs[1] and "Traceback" not in "".join(outputs)
 
-    run = train(workdir, "mesh.fsdp=8", "data.workers=1")
-    run[0].says(f"from step {stopped} to 12")
+    # More steps than batches that the worker can have made before it is killed, and no checkpoint of them.
+    run = train(workdir, "mesh.fsdp=8", "data.workers=1", "train.steps=1000", "checkpoint.every=1000")
+    run[0].says(f"from step {stopped} to 1000")
     while not (workers := data_workers(run[1].popen.pid)):
         time.sleep(0.01)
     os.kill(workers[0], signal.SIGKILL)
