@@ -61,6 +61,8 @@ def train(
         raise ValueError(f"--workdir is {workdir}; it must be a local path")
     workdir = pathlib.Path(workdir)
     check_path(workdir.absolute())
+    group = group or ProcessGroup()
+    began = time.monotonic() if began is None else began
     with locked(workdir, group), stop_requests() as requests:
         reached = None
         while reached is None:
