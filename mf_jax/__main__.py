@@ -167,7 +167,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str], began: float) ->
 
 
 def _explain(error: Exception) -> tuple[str, int] | None:
-    """The message and exit status of what is no bug; None for all else."""
+    """Message and exit status of an expected failure; None for a bug, which keeps its traceback."""
     from mf_jax.monitoring.metrics import NotFinite
     from mf_jax.parallel.distributed import Missing
 

@@ -1,4 +1,4 @@
-"""What a config would train, or what a checkpoint holds, in print."""
+"""The verb `show`: prints a config with its model, or a checkpoint with its digests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Row:
 
 
 def show_config(spec: str, overrides: Sequence[str], devices: int | None = None) -> None:
-    """The resolved config, the parameters and where they lie, counts, tokens and FLOPs per step. Nothing is allocated.
+    """Prints the resolved config, the layout of the parameters, counts, tokens and FLOPs per step; allocates nothing.
 
     Args:
       devices: that the mesh is laid over, as many as there are here unless said.
@@ -51,7 +51,7 @@ def show_config(spec: str, overrides: Sequence[str], devices: int | None = None)
 
 
 def _print_layout(model: JointModel, config: Config, devices: int) -> None:
-    """Every parameter with the mesh axes of its dimensions, and the bytes of the train state on each device."""
+    """Prints every parameter with the mesh axes of its dimensions, and the bytes of the train state on each device."""
     layout = config.mesh
     sizes = sharding.mesh_sizes(layout, devices)
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
@@ -65,8 +65,8 @@ def _print_layout(model: JointModel, config: Config, devices: int) -> None:
     rows = []
     params = partition.combine(state.params, state.untrained)
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        axes = [[a] if isinstance(a, str) else a or () for a in leaf.sharding.spec]
-        axes = ["*".join(name for name in names if sizes[name] > 1) or "-" for names in axes]
+        cut_by = [[a] if isinstance(a, str) else a or () for a in leaf.sharding.spec]
+        axes = ["*".join(name for name in names if sizes[name] > 1) or "-" for names in cut_by]
         axes += ["-"] * (len(leaf.shape) - len(axes))
         name = "/".join(entry.key for entry in path)
         rows.append(Row(name, leaf.shape, " ".join(axes), local(leaf)))
@@ -77,7 +77,7 @@ def _print_layout(model: JointModel, config: Config, devices: int) -> None:
 
 
 def show_checkpoint(directory: str, step: int | None = None, trust_code: bool = False) -> None:
-    """Config, parameters with mean and standard deviation, step, SHA-256 digests of parameters, EMA, optimizer state.
+    """Prints config, parameters with mean and standard deviation, step, and SHA-256 digests of the parts of the state.
 
     Args:
       step: which checkpoint, the latest unless said. trust_code: whether its config may name modules to import.
@@ -130,7 +130,7 @@ def _print_counts(model: JointModel, params: Any, config: Config) -> None:
 
 
 def _print_hardware(model: JointModel, config: Config) -> None:
-    """FLOPs besides the model's: what remat computes again, and the frozen networks, each apart."""
+    """Prints hardware FLOPs: the model's, what remat computes again, and each frozen network."""
     networks = {}
     for name, network in model.networks.items():
         try:

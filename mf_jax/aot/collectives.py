@@ -53,7 +53,10 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Collectives:
-    """Attributes: unknown_loops: loops with collectives inside whose number of rounds is not known; taken as one."""
+    """All collectives of a step.
+
+    Attributes: unknown_loops: loops with collectives inside whose number of rounds is not known; taken as one.
+    """
 
     found: tuple[Collective, ...]
     unknown_loops: int = 0
@@ -77,7 +80,7 @@ class _Counter:
         self.unknown_loops = 0
 
     def walk(self, name: str, times: int, in_loop: bool, wrapped: bool = False) -> Iterator[Collective]:
-        """Collectives of a computation that runs `times` per step; wrapped: inside an async-start."""
+        """The collectives of a computation that runs `times` per step; wrapped: it is inside an async-start."""
         computation = self.computations[name]
         for instruction in computation.instructions.values():
             kind = instruction.opcode.removesuffix("-start")

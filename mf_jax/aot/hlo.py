@@ -1,4 +1,4 @@
-"""The text of an optimised HLO module, as far as reports need it: instructions, shapes, and how often loops run."""
+"""Parser of the text of an optimised HLO module: instructions, shapes, and how often loops run."""
 
 from __future__ import annotations
 
@@ -108,6 +108,7 @@ def parse(text: str) -> Module:
 def _add(computation: Computation, lines: list[str]) -> None:
     if lines:
         found = _INSTRUCTION.match(lines[0])
+        assert found, lines[0]
         instruction = _instruction(found["name"], " ".join([found["rest"], *lines[1:]]))
         computation.instructions[instruction.name] = instruction
         if found["root"]:
@@ -157,7 +158,7 @@ def rounds(module: Module, around: Computation, loop: Instruction) -> int | None
     counter = next((i for i in instructions.values() if i.opcode == "get-tuple-element"), None)
     if counter is None:
         return None
-    index = int(re.search(r"index=(\d+)", counter.text)[1])
+    index = int(_attribute(r"index=(\d+)", counter))
     start = _element(around, loop.operands[0], index)
     step = _step(body, index)
     if start is None or not step:
@@ -167,7 +168,13 @@ def rounds(module: Module, around: Computation, loop: Instruction) -> int | None
 
 def called(instruction: Instruction, attribute: str) -> str:
     """The computation in one attribute, "body"."""
-    return re.search(rf"\b{attribute}=%?([\w.\-]+)", instruction.text)[1]
+    return _attribute(rf"\b{attribute}=%?([\w.\-]+)", instruction)
+
+
+def _attribute(pattern: str, instruction: Instruction) -> str:
+    found = re.search(pattern, instruction.text)
+    assert found, f"{pattern} is not in {instruction.text}"
+    return found[1]
 
 
 def _constant(instruction: Instruction) -> int | None:
@@ -176,7 +183,7 @@ def _constant(instruction: Instruction) -> int | None:
 
 
 def _element(computation: Computation, name: str, index: int) -> int | None:
-    """The constant in a tuple; copies are looked through."""
+    """The value of a constant element of a tuple, through copies."""
     instruction = computation.instructions.get(name)
     if instruction is None or instruction.opcode != "tuple":
         return None
@@ -187,7 +194,7 @@ def _element(computation: Computation, name: str, index: int) -> int | None:
 
 
 def _step(body: Computation, index: int) -> int | None:
-    """By what constant a loop's body raises an element of its tuple."""
+    """The constant that a loop's body adds to an element of its tuple."""
     root = body.root
     if root.opcode != "tuple":
         return None

@@ -1,4 +1,4 @@
-"""The least time that a training step can take on a chip, and what bounds it: arithmetic, memory or links.
+"""Roofline of a training step: lower bounds of its time by arithmetic, memory and links.
 
 Each bound takes its resource at the vendor's peak and everything else for free, so that a real step is slower. The step
 takes at least the largest of them; model FLOPs over that time and the peak is the most that MFU can be. Arithmetic and
@@ -16,7 +16,7 @@ from mf_jax.monitoring.chips import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds per step that each resource needs at least, and what MFU can be at most."""
+    """Lower bounds in seconds per step by resource, and the upper bound of MFU that follows."""
 
     compute: float
     memory: float
@@ -29,7 +29,7 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """The resource with the largest bound."""
         return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
 
 
@@ -41,7 +41,7 @@ def roofline(
     memory_bytes: float,
     collectives: Sequence[Collective],
 ) -> Roofline:
-    """Of one step.
+    """The roofline of one step.
 
     Args:
       peak: FLOP/s of a device. model_flops, all_flops: per device; the second with what is computed again and what

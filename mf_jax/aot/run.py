@@ -1,4 +1,4 @@
-"""The verb `compile`: what a config needs and can reach on a chip, before anybody pays for one.
+"""The verb `compile`: a report on the training step of a config, compiled for chips that need not be there.
 
 Every figure is of one device, and of the program that the compiler of those devices made of the real training step.
 """
@@ -36,7 +36,7 @@ def compile_config(spec: str, overrides: Sequence[str], name: str | None, slices
       0 if it fits, 1 if not.
 
     Raises:
-      ValueError: a config or topology that does not do.
+      ValueError: an invalid config or topology.
     """
     if name is None and slices != 1:
         raise ValueError("--slices needs --topology")
@@ -51,7 +51,7 @@ def compile_config(spec: str, overrides: Sequence[str], name: str | None, slices
 
 
 def try_config(config: Config, devices: Sequence[jax.Device]) -> step.Program | None:
-    """Compiles and reports; None where it does not fit."""
+    """Compiles the step and prints the report; None if it does not fit into the memory of the devices."""
     job = step.make_job(config, devices)
     chip = CHIPS.get(devices[0].device_kind)
     axes = ", ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
@@ -78,7 +78,7 @@ def try_config(config: Config, devices: Sequence[jax.Device]) -> step.Program | 
 
 
 def report(job: step.Job, program: step.Program, chip: Chip | None) -> Iterator[str]:
-    """The lines about a program that compiled."""
+    """The lines of the report on a compiled program: memory, collectives, roofline."""
     yield from memory_report(program.memory, chip)
     devices = job.mesh.devices.flat
     slices = [getattr(d, "slice_index", 0) if d.platform == "tpu" else d.process_index for d in devices]
@@ -115,7 +115,7 @@ def _memory_lines(rows: Mapping[str, int]) -> Iterator[str]:
 
 
 def collectives_report(found: Collectives) -> Iterator[str]:
-    """Kinds with their numbers and bytes, and the biggest one inside a loop."""
+    """The lines on collectives: number and bytes of each kind, and the biggest one inside a loop."""
     yield "collectives per step: times, bytes that each device receives"
     rows: dict[tuple[str, str, str], list[int]] = {}
     for c in found.found:
@@ -173,7 +173,7 @@ def _bytes(size: float) -> str:
 
 
 def _short(source: str) -> str:
-    """The end of a path of names, without jax's own: trunk/mlp_gate, backward."""
+    """Where in the model an operation comes from, by its path of names without jax's own: trunk/mlp_gate (backward)."""
     names = [n for n in source.split("/") if "(" not in n and n not in ("while", "body", "closed_call", "checkpoint")]
     where = "/".join(names[:-1] or names) or "no name"
     return f"{where} ({'backward' if 'transpose' in source else 'forward'})"

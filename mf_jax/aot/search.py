@@ -1,4 +1,4 @@
-"""Which batch and which remat preset fit: a few full compilations, in an order that needs few.
+"""Search for the largest batch and the cheapest remat preset that fit, by a few full compilations.
 
 Memory grows with the examples that a device computes at a time (its part of the batch, divided by train.accumulate)
 and falls from preset to preset. First, the cheapest preset that fits the config's own batch is looked for; if none
@@ -23,9 +23,11 @@ LARGER = 3  # tries with larger parts
 
 @dataclasses.dataclass(frozen=True)
 class Try:
-    """Attributes:
-    part: examples that a device computes at a time. needed: bytes, with what the compiler says where it gives up.
-    skipped: not compiled, as the tries before it leave no doubt; `needed` follows from them.
+    """One batch and remat preset, and whether it fits.
+
+    Attributes:
+      part: examples that a device computes at a time. needed: bytes, with what the compiler says where it gives up.
+      skipped: not compiled, because the tries before it show that it cannot fit; `needed` is extrapolated from them.
     """
 
     batch: int

@@ -1,4 +1,4 @@
-"""Compiling a config's training step ahead of time: for devices that need not be there, without weights or data.
+"""Ahead-of-time compilation of a config's training step, for devices that need not be there, without weights or data.
 
 What is compiled is the step that `train` runs, on the shapes, dtypes and shardings of its state, its frozen networks
 and its batch. Nothing is allocated.
@@ -26,7 +26,7 @@ from mf_jax.training.train_step import jit_train_step
 
 
 class OutOfMemory(Exception):
-    """The compiler gave up, as the program does not fit.
+    """The compiler's error that a program does not fit into a device's memory.
 
     Attributes:
       needed, available: bytes per device; needed counts as much as the compiler had placed when it gave up.
@@ -42,7 +42,7 @@ class OutOfMemory(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A config on devices.
+    """A training step that is ready to compile: a config, its model, a mesh, and the shapes of the arguments.
 
     Attributes:
       arguments: (state, frozen_params, batch, teacher) of the step: jax.ShapeDtypeStruct with shardings.
@@ -58,7 +58,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes per device.
+    """Memory of a compiled program, in bytes per device.
 
     Attributes:
       arguments: by what they are: parameters, EMA, a frozen network and so on; all of them stay where they are.
@@ -79,14 +79,17 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """What a device must have, fragmentation and the program included."""
+        """Bytes that a device must have, with fragmentation and the program itself."""
         placed = sum(self.arguments.values()) + self.padding + self.temporaries + self.results
         return max(placed, self.peak) + self.code
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Attributes: text: of the optimised HLO. lowering, compiling: seconds."""
+    """A compiled step.
+
+    Attributes: text: of the optimised HLO. lowering, compiling: seconds.
+    """
 
     memory: Memory
     text: str
@@ -131,7 +134,7 @@ def make_job(config: Config, devices: Sequence[jax.Device]) -> Job:
 
 
 def _without_files(model: JointModel, assumed: list[str]) -> JointModel:
-    """The model with published sizes in the place of networks whose files are not there; adds to what is assumed."""
+    """The model in which networks without files have the published sizes; adds a line to `assumed` for each."""
     networks = dict(model.networks)
     for name, network in model.networks.items():
         if (published := network.as_published()) is not None:
@@ -145,7 +148,7 @@ def _without_files(model: JointModel, assumed: list[str]) -> JointModel:
 
 
 def label(name: str) -> str:
-    """What a network is called in print."""
+    """The printed name of a frozen network."""
     return "text encoder" if name == "text" else f"autoencoder of {name}"
 
 
@@ -170,7 +173,7 @@ def compile_step(job: Job) -> Program:
 
 
 def argument_bytes(job: Job) -> dict[str, int]:
-    """Bytes per device of every argument by what it is, without padding."""
+    """Bytes per device of the step's arguments by group (parameters, EMA, optimizer, ...), without padding."""
     state, frozen_params, batch, teacher = job.arguments
     groups = {"parameters": state.params, "untrained parameters": state.untrained, "EMA": state.ema}
     groups |= {"optimizer": (state.opt_state, state.step)}

@@ -1,4 +1,4 @@
-"""Devices that are not there: a topology by name, to compile for on any machine, without the hardware.
+"""Topologies by name: descriptions of TPU slices and GPU nodes to compile for, without the hardware.
 
 TPUs are compiled for by libtpu, GPUs by the CUDA plugin of jax, both of which install without a device or a driver.
 """
@@ -94,7 +94,7 @@ def parse(name: str) -> tuple[str, Chip, tuple[int, ...]]:
 
 
 def _environment(chip: Chip) -> None:
-    """Sets what jax and the compilers read before their first use."""
+    """Sets the environment variables that jax and the compilers read at their first use."""
     package, extra = ("libtpu", "tpu") if chip.platform == "tpu" else ("jax_plugins.xla_cuda12", "cuda-compile")
     parts = package.split(".")
     missing = importlib.util.find_spec(parts[0]) is None or importlib.util.find_spec(package) is None
