@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -90,14 +90,19 @@ class JointModel:
         if self.text_encoder is None:
             features = fields["text_features"]
         else:
-            features = self.text_encoder.apply({"params": params["text"]}, fields["text_ids"])
+            features = cast(jax.Array, self.text_encoder.apply({"params": params["text"]}, fields["text_ids"]))
         grids = {name: self.grids[name] for name in x}
         valid = fields.get("text_mask") if self.text_encoder is None else None
-        return self.backbone.apply({"params": params["backbone"]}, x, t, grids, features, text_valid_BM=valid)
+        variables = {"params": params["backbone"]}
+        return cast(Tokens, self.backbone.apply(variables, x, t, grids, features, text_valid_BM=valid))
 
-    def prepare(self, frozen_params: Mapping[str, Any], batch: Batch) -> Batch:
-        """The batch with what the frozen networks (their parameters by name) make of it."""
-        return frozen.prepare(self.networks, frozen_params, batch)
+    def with_frozen_features(self, frozen_params: Mapping[str, Any], batch: Batch) -> Batch:
+        """The batch, and the fields that the frozen networks add to it: text features, image latents.
+
+        Args:
+          frozen_params: parameters of the frozen networks by name.
+        """
+        return frozen.with_frozen_features(self.networks, frozen_params, batch)
 
     def encode(self, batch: Batch) -> Tokens:
         """Clean tokens of a prepared batch, by modality."""
@@ -109,10 +114,13 @@ class JointModel:
 
     def decode(self, frozen_params: Mapping[str, Any], tokens: Tokens) -> dict[str, jax.Array]:
         """Tokens as the modalities' own arrays: pixels, depth."""
-        decoded = {n: self.modalities[n].codec.decode(x, self.grids[n]) for n, x in tokens.items()}
-        return {
-            n: self.networks[n].decode(frozen_params[n], v) if n in self.networks else v for n, v in decoded.items()
-        }
+        decoded = {}
+        for name, x_BNC in tokens.items():
+            decoded[name] = self.modalities[name].codec.decode(x_BNC, self.grids[name])
+            if (network := self.networks.get(name)) is not None:
+                assert isinstance(network, frozen.FrozenAutoencoder)
+                decoded[name] = network.decode(frozen_params[name], decoded[name])
+        return decoded
 
 
 class ModelConfig(Protocol):
@@ -154,7 +162,10 @@ def build_model(config: ModelConfig, platform: str | None = None) -> JointModel:
     platform = jax.default_backend() if platform is None else platform
     dtype = config.model.on(platform)["dtype"]
     streams = tuple(Stream(m.name, m.codec.channels, m.position, m.decoder_blocks) for m in modalities.values())
-    networks = {name: network for name, m in modalities.items() if (network := m.network(dtype)) is not None}
+    networks: dict[str, frozen.FrozenNetwork] = {}
+    for name, modality in modalities.items():
+        if (network := modality.network(dtype)) is not None:
+            networks[name] = network
     if (encoder := config.text.network(dtype)) is not None:
         networks["text"] = encoder
     joint = JointModel(

@@ -48,17 +48,17 @@ def resolve_saved(raw: Mapping[str, Any], overrides: Sequence[str] = (), trusted
     Raises:
       ValueError: as `resolve`; a dotted kind that is not trusted.
     """
-    raw = _plain(raw)
+    saved: dict[str, Any] = _plain(raw)
     if not trusted:
-        for name, kind in dotted_kinds(raw).items():
+        for name, kind in dotted_kinds(saved).items():
             raise ValueError(
                 f"modalities.{name}.kind is {kind!r} in the config that comes with the model: loading it would run "
                 "the code of that module. If you trust it, say so with --trust-code (in Python trust_code=True)"
             )
-    optimizer = dict(raw.get("optimizer", {}))
+    optimizer = dict(saved.get("optimizer", {}))
     if optimizer.get("kind", "adamw") == "adamw":  # once a key of both kinds
         optimizer.pop("muon_learning_rate", None)
-    return resolve(raw | {"optimizer": optimizer}, overrides)
+    return resolve(saved | {"optimizer": optimizer}, overrides)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def dotted_kinds(raw: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(sections, Mapping):
         return {}
     kinds = {name: section.get("kind") for name, section in sections.items() if isinstance(section, Mapping)}
-    return {name: kind for name, kind in kinds.items() if "." in str(kind)}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, str) and "." in kind}
 
 
 def _override(config: dict[str, Any], override: str) -> None:
@@ -94,7 +94,8 @@ def _override(config: dict[str, Any], override: str) -> None:
     if not equals:
         raise ValueError(f"override --config.{override} has no value; write --config.{path}=VALUE")
     *parents, last = path.split(".")
-    section, spec = config, SPEC
+    section: dict[str, Any] = config
+    spec: Spec | None = SPEC
     for i, parent in enumerate(parents):
         here = ".".join(parents[: i + 1])
         below = _child(spec, section, parent, here)
@@ -145,6 +146,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise ValueError(f"no config file {file}; the shipped ones are in configs/")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ValueError(f"config file {file} is not Python; its name must end in .py")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):

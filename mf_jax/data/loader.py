@@ -15,7 +15,7 @@ Legend: B global batch size, b batch size of this process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import grain
 import numpy as np
@@ -33,7 +33,7 @@ def build_train_loader(
     batch_size: int,
     tokenizer: Tokenizer,
     seed: int,
-    rows: Sequence[int] | None = None,
+    rows: Iterable[int] | None = None,
 ) -> TrainLoader:
     """The training batches that a data config describes.
 
@@ -84,7 +84,7 @@ class TrainLoader:
         batch_size: int,
         seed: int,
         workers: int = 0,
-        rows: Sequence[int] | None = None,
+        rows: Iterable[int] | None = None,
     ):
         if len(examples) == 0:
             raise ValueError("the training split has no records")

@@ -15,12 +15,12 @@ class Source(Protocol):
     image (H,W,3) uint8; depth (H,W) float32 z in metres, 0 where missing; depth_valid (H,W) bool; caption str ("" if
     none); key str, unique; intrinsics (4,) float32 fx, fy, cx, cy in pixels of the image, NaN if unknown; skipped
     int, unreadable files passed over to get this record: the files of records index, index + 1 and so on, cyclically.
-
-    Attributes:
-      max_unreadable: how many different records may be unreadable before training and evaluation give up.
     """
 
-    max_unreadable: int
+    @property
+    def max_unreadable(self) -> int:
+        """How many different records may be unreadable before training and evaluation give up."""
+        ...
 
     def __len__(self) -> int: ...
 

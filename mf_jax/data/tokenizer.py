@@ -14,13 +14,15 @@ import tokenizers
 
 
 class Tokenizer(Protocol):
-    """Attributes:
-    limit: how long a text may be, in words: "96 bytes".
-    vocab_size: ids are below it.
-    """
+    """A text to the fields of an example that a text encoder reads."""
 
-    limit: str
-    vocab_size: int
+    @property
+    def limit(self) -> str:
+        """How long a text may be, for messages: "96 bytes"."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids; every id is below it."""
 
     def fields(self, text: str) -> dict[str, np.ndarray]:
         """What an example carries of a text: text_ids (L,) int32, and text_mask (L,) bool if the encoder needs it.
@@ -134,7 +136,7 @@ class _PublishedTokenizer:
                 f"text of {len(ids)} tokens, counting {around} that go around it, exceeds the limit of {self.length}: "
                 f"shorten it. The text starts with {text[:40]!r}"
             )
-        ids_L = np.full(self.length, self._tokenizer.token_to_id(self.pad), np.int32)
+        ids_L = np.full(self.length, self._id(self.pad), np.int32)
         ids_L[: len(ids)] = ids
         return {"text_ids": ids_L, "text_mask": np.arange(self.length) < len(ids)}
 
@@ -156,7 +158,12 @@ class _PublishedTokenizer:
 
     def _ids(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(self.before + text + self.after, add_special_tokens=False).ids
-        return ids + [self._tokenizer.token_to_id(token) for token in self.end]
+        return ids + [self._id(token) for token in self.end]
+
+    def _id(self, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        assert found is not None, token  # __init__ has looked
+        return found
 
 
 class Qwen3Tokenizer(_PublishedTokenizer):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from numpy.typing import DTypeLike
 
 from mf_jax.data.augment import AugmentConfig, jitter_colour, random_window
 from mf_jax.data.resize import center_crop_to_aspect, masked_nearest, resize_image
@@ -31,7 +32,7 @@ BOOK_KEEPING = ("index", "skipped")
 _WORKING_PIXEL = 0.5
 
 
-def example_shapes(resolution: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+def example_shapes(resolution: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
     """Shape and dtype of every field that an example has for the model, but those of its text."""
     H, W = resolution
     return {"image": ((H, W, 3), np.uint8), "depth": ((H, W), np.float32), "depth_valid": ((H, W), np.bool_)}
@@ -62,7 +63,7 @@ class Examples:
         cache: bool = False,
     ):
         self.source = source
-        self.resolution = tuple(resolution)
+        self.resolution = resolution
         self.crop = crop
         self.tokenizer = tokenizer
         self._cache: dict[int, Example] | None = {} if cache else None
@@ -111,8 +112,8 @@ class Examples:
             "depth": np.where(valid_HW, depth_HW, np.float32(0)),
             "depth_valid": np.ascontiguousarray(valid_HW),
             **self.tokenizer.fields(caption),
-            "index": np.int64(index),
-            "skipped": np.int32(record["skipped"]),
+            "index": np.array(index, np.int64),
+            "skipped": np.array(record["skipped"], np.int32),
         }
 
 

@@ -18,11 +18,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,18 +30,24 @@ Batch = dict[str, np.ndarray]
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
+class Batches(Protocol):
+    """Random access to batches; it may be endless."""
+
+    def __getitem__(self, index: int, /) -> Batch: ...
+
+
 class Prefetch:
     """Iterator over batches[start], batches[start + 1], ... made in the background.
 
     Args:
-      batches: picklable if there are workers; only its __getitem__ is used, and it may be endless.
+      batches: picklable if there are workers.
       workers: number of processes; with 0 a thread of this process makes the batches.
 
     Raises (from next):
       What making a batch raises, in the place of that batch; RuntimeError if a worker process dies.
     """
 
-    def __init__(self, batches: Sequence[Batch], workers: int):
+    def __init__(self, batches: Batches, workers: int):
         processes: list[BaseProcess] = []
         if workers:
             processes, pipes = _start(batches, workers)
@@ -70,10 +76,11 @@ class Prefetch:
         self._stop()
 
 
-def _start(batches: Sequence[Batch], workers: int) -> tuple[list[BaseProcess], list[Connection]]:
+def _start(batches: Batches, workers: int) -> tuple[list[BaseProcess], list[Connection]]:
     context = multiprocessing.get_context("spawn")
     pickled = pickle.dumps(batches)
-    processes, pipes = [], []
+    processes: list[BaseProcess] = []
+    pipes: list[Connection] = []
     # A process inherits the mask of signals. Interrupts, preemption notices and hangups that reach the whole group are
     # for the parent, which may want more batches before it stops. (Starting the resource tracker would reset the mask.)
     resource_tracker.ensure_running()
@@ -130,7 +137,9 @@ def _receive(receiver: Connection) -> Any:
 
 
 def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called outside a worker process"
+    parent.join()
     os._exit(1)
 
 

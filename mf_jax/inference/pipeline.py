@@ -190,7 +190,7 @@ class Pipeline:
 
     @functools.cached_property
     def _prepare(self) -> Any:
-        return jax.jit(self.model.prepare)
+        return jax.jit(self.model.with_frozen_features)
 
     def _prepared(self, batch: dict[str, np.ndarray], count: int = 1) -> Batch:
         """The fields of so many examples, or of one for all, with what the frozen networks make of them."""

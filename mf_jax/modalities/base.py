@@ -8,7 +8,7 @@ Legend: B batch, H W pixels, N tokens, C channels per token.
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,13 @@ import numpy as np
 
 from mf_jax.configurable import Kinds, check_at_least, check_one_of, part
 from mf_jax.diffusion import noise_levels, path
-from mf_jax.models.frozen import Batch, FrozenNetwork
+from mf_jax.models.frozen import Batch, FrozenAutoencoder
 
 
 class Codec(Protocol):
     """Between a batch and tokens. What a frozen network makes of a batch is in it already when `encode` reads it."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @property
     def channels(self) -> int:
@@ -85,7 +87,7 @@ class Modality(SharedOptions):
         check_one_of(f"{where}.prediction", self.prediction, path.PREDICTIONS)
         check_at_least(where, self, position=0, weight=0, decoder_blocks=0)
 
-    def network(self, dtype: jnp.dtype) -> FrozenNetwork | None:
+    def network(self, dtype: jnp.dtype) -> FrozenAutoencoder | None:
         """The frozen network that the codec reads the result of, computing in `dtype`; None where it needs none.
 
         A codec that does has a method `network(dtype)`.

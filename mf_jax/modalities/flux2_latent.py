@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from mf_jax.modalities.image import image_field
 from mf_jax.modalities.patches import grid_of
 from mf_jax.models import autoencoder_flops, frozen, weight_table
 from mf_jax.models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8, to_uint8
-from mf_jax.models.autoencoder_weights import DECODER, ENCODER, inspect, published_files
+from mf_jax.models.autoencoder_weights import DECODER, ENCODER, Published, inspect, published_files
 from mf_jax.models.frozen import FrozenFlops
 from mf_jax.models.weight_table import Entry
 from mf_jax.storage.safetensors_files import TensorFiles
@@ -99,14 +99,14 @@ class Autoencoder:
 
     @property
     def _sizes(self) -> AutoencoderConfig:
-        return AutoencoderConfig() if self.published else self._held[0]
+        return AutoencoderConfig() if self.published else self._files[0]
 
     @functools.cached_property
-    def _held(self) -> tuple[AutoencoderConfig, dict[str, tuple[TensorFiles, list[Entry]]]]:
-        """What the files hold: the network's sizes, and by part the file and its weight table."""
+    def _files(self) -> tuple[AutoencoderConfig, dict[str, tuple[TensorFiles, list[Entry]]]]:
+        """What is read of the files: the network's sizes, and by part the open file and its weight table."""
         if not self.codec.checkpoint:
             raise ValueError("the image modality has no checkpoint of the FLUX.2 autoencoder; set its `checkpoint`")
-        found = {}
+        found: dict[str, tuple[TensorFiles, Published]] = {}
         for path in published_files(self.codec.checkpoint):
             files = TensorFiles(path)
             published = inspect({name: files.shape(name) for name in files})
@@ -134,7 +134,7 @@ class Autoencoder:
 
     def load(self, mesh: jax.sharding.Mesh | None) -> Any:
         """{"encoder": ..., "decoder": ...}, float32."""
-        _, parts = self._held
+        _, parts = self._files
         return {
             part: weight_table.read(parts[part][0], params, parts[part][1])
             for part, params in self.abstract(mesh).items()
@@ -143,16 +143,17 @@ class Autoencoder:
     def encode(self, params: Any, batch: frozen.Batch) -> frozen.Batch:
         image = from_uint8(batch["image"])
         encoder = Encoder(self._sizes, dtype=self.dtype)
-        return {"image_latent": encoder.apply({"params": params[ENCODER]}, image).astype(jnp.float32)}
+        latent = cast(jax.Array, encoder.apply({"params": params[ENCODER]}, image))
+        return {"image_latent": latent.astype(jnp.float32)}
 
     def decode(self, params: Any, value: jax.Array) -> jax.Array:
         """Latents (B, h, w, C) to uint8 (B, H, W, 3)."""
         decoder = Decoder(self._sizes, dtype=self.dtype)
-        return to_uint8(decoder.apply({"params": params[DECODER]}, value))
+        return to_uint8(cast(jax.Array, decoder.apply({"params": params[DECODER]}, value)))
 
     def flops(self, resolution: tuple[int, int]) -> FrozenFlops:
         if self.codec.checkpoint and Path(self.codec.checkpoint).exists():
-            config, source = self._held[0], self.codec.checkpoint
+            config, source = self._files[0], self.codec.checkpoint
         else:
             config, missing = (
                 AutoencoderConfig(),

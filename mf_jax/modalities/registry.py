@@ -54,7 +54,8 @@ class ModalitySpec:
             raise ValueError(f"config key {where}.kind is missing; there are: {', '.join(KINDS)}")
         cls = codec_class(given["kind"], where)
         known = [field.name for field in dataclasses.fields(cls)]
-        shared, own = {}, {}
+        shared: dict[str, Any] = {}
+        own: dict[str, Any] = {}
         for key, value in given.items():
             if key == "kind":
                 continue
@@ -81,4 +82,4 @@ def codec_class(kind: Any, where: str) -> type[Codec]:
     codec = getattr(module, "Codec", None)
     if not isinstance(codec, type) or not dataclasses.is_dataclass(codec):
         raise ValueError(f"{where}.kind is {kind!r}; the module {module.__name__} has no dataclass Codec")
-    return codec
+    return module.Codec

@@ -114,14 +114,15 @@ def _xla(q, k, v, valid_BM, bias, scale):
 def _fused(q, k, v, kernel, valid_BM, scale):
     """A kernel that the compiler cannot split, called on each device's part of the arrays."""
     heads, kv_heads = (sharding.spec(axes)[2] for axes in (QUERY_AXES, KEY_AXES))
-    kv_axes = KEY_AXES
+    kv_axes: tuple[str | None, ...] = KEY_AXES
     if heads is None:
         kv_axes = ("batch", "key_sequence", None, "head")
     elif heads != kv_heads:  # query heads split, key/value heads whole
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
         kv_axes = ("batch", "key_sequence", "heads", "head")
     call = functools.partial(_splash if kernel.startswith("splash") else _cudnn, kernel=kernel, scale=scale)
-    arrays, axes = [q, k, v], [QUERY_AXES, kv_axes, kv_axes]
+    arrays = [q, k, v]
+    axes: list[tuple[str | None, ...]] = [QUERY_AXES, kv_axes, kv_axes]
     if valid_BM is not None:
         arrays.append(valid_BM)
         axes.append(("batch", "key_sequence"))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mf_jax.configurable import check_at_least
 from mf_jax.models.attention import attention
-from mf_jax.models.layers import fan_in
+from mf_jax.models.layers import fan_in, with_axes
 
 GROUPS = 32  # of the group norms
 LATENT_EPS = 1e-4  # added to the variance of the latents
@@ -174,7 +174,7 @@ class LatentStatistics(nn.Module):
 
     def setup(self) -> None:
         def statistic(name: str, init: nn.initializers.Initializer) -> jax.Array:
-            return self.param(name, nn.with_logical_partitioning(init, ("channels",)), (self.channels,), jnp.float32)
+            return self.param(name, with_axes(init, ("channels",)), (self.channels,), jnp.float32)
 
         self.mean = statistic("mean", nn.initializers.zeros)
         self.var = statistic("var", nn.initializers.ones)

@@ -137,6 +137,7 @@ def inspect(shapes: Shapes) -> Published:
     Raises:
       ValueError: tensors of something else, or one that is missing, mis-shaped or not part of this network, by name.
     """
+    parts: tuple[str, ...]
     if any(name.startswith(("encoder.", "decoder.")) for name in shapes):
         parts, combined = (ENCODER, DECODER), True
     elif any(name.startswith("down.") for name in shapes):
@@ -150,7 +151,7 @@ def inspect(shapes: Shapes) -> Published:
         )
     config = _config_of(shapes, parts[0], f"{parts[0]}." if combined else "")
     published = Published(config, parts, combined)
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for part in parts:
         expected |= shapes_there(_our_shapes(config, part), published.table(part))
     for name, shape in expected.items():
@@ -196,6 +197,7 @@ def _config_of(shapes: Shapes, part: str, prefix: str) -> AutoencoderConfig:
 def _our_shapes(config: AutoencoderConfig, part: str) -> dict[str, tuple[int, ...]]:
     """Shapes of our arrays by path."""
     side = config.reduction
+    network: nn.Module
     if part == ENCODER:
         network, given = Encoder(config), jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
     else:

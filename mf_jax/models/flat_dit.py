@@ -17,7 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mf_jax.models.attention import attention
-from mf_jax.models.layers import Dense, RMSNorm, TimeEmbedder, positions, rotary_table, rotate, text_positions
+from mf_jax.models.layers import (
+    Dense,
+    RMSNorm,
+    TimeEmbedder,
+    positions,
+    rotary_table,
+    rotate,
+    text_positions,
+    with_axes,
+)
 from mf_jax.models.remat import projected, rematerialised
 from mf_jax.models.stream import Stream
 
@@ -44,9 +53,7 @@ class Block(nn.Module):
         self, x_BTW: jax.Array, modulation: jax.Array, table: tuple, valid_BT: jax.Array | None
     ) -> tuple[jax.Array, None]:
         B, T, W = x_BTW.shape
-        bias = self.param(
-            "modulation_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("modulation",)), (3 * W,)
-        )
+        bias = self.param("modulation_bias", with_axes(nn.initializers.zeros, ("modulation",)), (3 * W,))
         shift, scale, gate = jnp.split(modulation + bias.astype(self.dtype), 3, axis=-1)
         h = RMSNorm("norm", self.dtype, name="pre_norm")(x_BTW) * (1 + scale) + shift
 

@@ -33,8 +33,8 @@ class Projections(nn.Module):
     attention: str
 
     def setup(self) -> None:
-        def dense(features: int, *axes: str) -> Dense:
-            return Dense(features, axes, self.dtype)
+        def dense(features: int, given: str, made: str) -> Dense:
+            return Dense(features, (given, made), self.dtype)
 
         self.q = dense(self.width, "embed", "heads")
         self.k = dense(self.width, "embed", "heads")
@@ -83,8 +83,12 @@ class DoubleBlock(nn.Module):
         sizes = (self.width, self.heads, self.mlp_width, self.dtype, self.attention)
         maps = {name: Projections(*sizes, name=name) for name in self.order}
         chunks = {name: jnp.split(m, 6, axis=-1) for name, m in modulation.items()}
-        qkv = [maps[name].qkv(modulated(x[name], *chunks[name][:2], self.dtype)) for name in self.order]
-        mixed = attend(*(jnp.concatenate(parts, axis=1) for parts in zip(*qkv, strict=True)), table, self.attention)
+        qkv = []
+        for name in self.order:
+            shift, scale, *_ = chunks[name]
+            qkv.append(maps[name].qkv(modulated(x[name], shift, scale, self.dtype)))
+        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*qkv, strict=True))
+        mixed = attend(q, k, v, table, self.attention)
         ends = np.cumsum([x[name].shape[1] for name in self.order])[:-1]
         result = {}
         for name, own in zip(self.order, jnp.split(mixed, ends, axis=1), strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -60,15 +60,20 @@ class FrozenNetwork(Protocol):
     def encode(self, params: Any, batch: Batch) -> Batch:
         """The fields that it adds to a batch."""
 
-    def decode(self, params: Any, value: jax.Array) -> jax.Array:
-        """A modality's decoded array as users want it, latents to pixels. Called for modalities alone."""
-
     def flops(self, resolution: tuple[int, int]) -> FrozenFlops:
         """What it costs for an example of (H, W).
 
         Raises:
           ValueError: its sizes are not known.
         """
+
+
+@runtime_checkable
+class FrozenAutoencoder(FrozenNetwork, Protocol):
+    """The frozen network of a modality: `encode` makes what its codec reads, `decode` is the way back."""
+
+    def decode(self, params: Any, value: jax.Array) -> jax.Array:
+        """What the codec decodes, as the modality's own array: latents to pixels."""
 
 
 def abstract(module: nn.Module, mesh: jax.sharding.Mesh | None, dtype: jnp.dtype, *inputs: Any) -> Any:
@@ -89,8 +94,10 @@ def load(networks: Mapping[str, FrozenNetwork], mesh: jax.sharding.Mesh | None =
     return {name: network.load(mesh) for name, network in networks.items()}
 
 
-def prepare(networks: Mapping[str, FrozenNetwork], frozen_params: Mapping[str, Any], batch: Batch) -> Batch:
-    """The batch with what the networks add to it; one whose inputs are not in the batch is passed over."""
+def with_frozen_features(
+    networks: Mapping[str, FrozenNetwork], frozen_params: Mapping[str, Any], batch: Batch
+) -> Batch:
+    """The batch, and the fields that the networks add to it; a network whose inputs it lacks is skipped."""
     for name, network in networks.items():
         if all(field in batch for field in network.reads):
             batch = batch | network.encode(frozen_params[name], batch)

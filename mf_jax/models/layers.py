@@ -6,7 +6,8 @@ Parameters are float32 and carry logical axis names (parallel/sharding.py maps t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,15 @@ import numpy as np
 from mf_jax.parallel.sharding import is_split
 
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def with_axes(init: nn.initializers.Initializer, names: tuple[str | None, ...]) -> Callable[..., jax.Array]:
+    """An initializer for `Module.param` whose array carries logical axis names.
+
+    flax boxes the array with its names when it initialises, and `Module.param` returns it unboxed; its annotations show
+    the box there as well.
+    """
+    return cast(Callable[..., jax.Array], nn.with_logical_partitioning(init, names))
 
 
 class Dense(nn.Module):
@@ -29,13 +39,11 @@ class Dense(nn.Module):
     features: int
     axes: tuple[str, str]
     dtype: jnp.dtype = jnp.float32
-    init: nn.initializers.Initializer = fan_in
+    kernel_init: nn.initializers.Initializer = fan_in
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
-            "kernel", nn.with_logical_partitioning(self.init, self.axes), (x.shape[-1], self.features), jnp.float32
-        )
+        kernel = self.param("kernel", with_axes(self.kernel_init, self.axes), (x.shape[-1], self.features), jnp.float32)
         precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
         rows = x if is_split("sequence") else x.reshape(-1, x.shape[-1])
         y = jnp.matmul(rows.astype(self.dtype), kernel.astype(self.dtype), precision=precision)
@@ -50,9 +58,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param(
-            "scale", nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)), (x.shape[-1],), jnp.float32
-        )
+        scale = self.param("scale", with_axes(nn.initializers.ones, (self.axis,)), (x.shape[-1],), jnp.float32)
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
         return (x * scale).astype(self.dtype)

@@ -180,7 +180,8 @@ def read(files: TensorFiles, abstract: Mapping[str, Any], table: Sequence[Entry]
 def _read_one(files: TensorFiles, entry: Entry, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     names = entry.names()
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # jax passes None for shapes without axes to index alone
         if entry.layers is None:
             return _read_part(files, entry, names[0], index).astype(leaf.dtype)
         layers = range(*index[0].indices(entry.layers))

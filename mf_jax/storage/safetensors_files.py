@@ -131,7 +131,7 @@ def write(
             held = {}
             for name in names:
                 given, value = next(stream, (None, None))
-                if given != name or value.nbytes != sizes[name]:
+                if given != name or value is None or value.nbytes != sizes[name]:
                     raise ValueError(f"expected tensor {name} of {sizes[name]} bytes, got {given}")
                 held[name] = np.asarray(value, order="C")
             safetensors.numpy.save_file(held, temporary / file, metadata={"format": "pt"})

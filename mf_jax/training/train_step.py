@@ -59,7 +59,7 @@ def _errors(
     """Squared velocity error summed over each example, by modality (B,); DISTILL is that to the teacher, weighted."""
     dropped = drawn["caption_u"] < objective.caption_dropout
     text = {n: jnp.where(dropped[:, None], null, batch[n]) for n, null in model.null_text.items()}
-    batch = model.prepare(frozen_params, batch | text)
+    batch = model.with_frozen_features(frozen_params, batch | text)
     clean = model.encode(batch)
     x, eps = {}, {}
     for i, (name, x0_BNC) in enumerate(clean.items()):

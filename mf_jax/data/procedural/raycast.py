@@ -112,8 +112,10 @@ def trace(scene: Scene, direction_3N: np.ndarray) -> tuple[np.ndarray, np.ndarra
             FIRST_SOLID + i for the solid i.
     """
     origin_3 = np.array(scene.camera.position, np.float32)
-    trace_place = _trace_room if isinstance(scene.place, Room) else _trace_ground
-    depth_N, label_N = trace_place(scene.place, origin_3, direction_3N)
+    if isinstance(scene.place, Room):
+        depth_N, label_N = _trace_room(scene.place, origin_3, direction_3N)
+    else:
+        depth_N, label_N = _trace_ground(scene.place, origin_3, direction_3N)
     label_N = label_N.astype(np.int16)
     for i, solid in enumerate(scene.solids):
         enter_N, exit_N = solid_interval(solid, origin_3[:, None], direction_3N)

@@ -12,6 +12,7 @@ import numpy as np
 
 Vector = tuple[float, float, float]
 
+SolidKind = Literal["box", "sphere", "cylinder"]
 PatternKind = Literal["plain", "checker", "stripes", "tiles", "bricks", "planks", "noise"]
 
 PALETTE: dict[str, Vector] = {
@@ -49,7 +50,7 @@ class Solid:
     A sphere has three equal half extents, a cylinder two equal horizontal ones.
     """
 
-    kind: Literal["box", "sphere", "cylinder"]
+    kind: SolidKind
     center: Vector
     half: Vector
     yaw: float

@@ -6,11 +6,25 @@ so that the mean depth of a view lies between about 1 m and 50 m whatever is in 
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 
 from mf_jax.data.procedural import raycast
-from mf_jax.data.procedural.scene import PALETTE, Camera, Light, Outdoors, Picture, Room, Scene, Solid, Texture, Vector
+from mf_jax.data.procedural.scene import (
+    PALETTE,
+    Camera,
+    Light,
+    Outdoors,
+    Picture,
+    Room,
+    Scene,
+    Solid,
+    SolidKind,
+    Texture,
+    Vector,
+)
 
 MEAN_DEPTH_METRES = (1.0, 50.0)
 
@@ -58,17 +72,22 @@ def _log_uniform(rng, low, high):
     return float(low * (high / low) ** rng.random())
 
 
+def _vector(values: Iterable[float]) -> Vector:
+    x, y, z = values
+    return x, y, z
+
+
 def _vary(rng, color: Vector, amount: float = 0.06) -> Vector:
     """A nearby colour that keeps its name."""
     shift = rng.uniform(-0.4 * amount, 0.4 * amount, 3).tolist()
     gain = 1 + rng.uniform(-2 * amount, amount)
-    return tuple(min(max(c * gain + d, 0.0), 1.0) for c, d in zip(color, shift, strict=True))
+    return _vector(min(max(c * gain + d, 0.0), 1.0) for c, d in zip(color, shift, strict=True))
 
 
 def _shade(color: Vector, share: float) -> Vector:
     """Darker (share < 0) or paler (share > 0) version of a colour."""
     end = 1.0 if share > 0 else 0.0
-    return tuple(c + (end - c) * abs(share) for c in color)
+    return _vector(c + (end - c) * abs(share) for c in color)
 
 
 def _colored(rng, color_name: str, kinds, sizes) -> Texture:
@@ -94,25 +113,27 @@ def _camera(rng, position: Vector, yaw: float, pitch_range_degrees: tuple[float,
     return Camera(position, yaw, float(np.radians(pitch)), float(np.radians(roll)), float(np.tan(half_view)))
 
 
-def _solid(rng, kind: str, size: float, ground_xy, base: float) -> Solid:
+def _solid(
+    rng, kind: Literal["box", "sphere", "cylinder", "wall"], size: float, ground_xy: tuple[float, float], base: float
+) -> Solid:
     """A solid of about `size`, with its lowest point at height `base`."""
     if kind == "sphere":
-        half = (size / 2,) * 3
+        half = (size / 2, size / 2, size / 2)
     elif kind == "cylinder":
         radius = size / 2 * rng.uniform(0.5, 0.9)
         half = (radius, radius, size / 2 * rng.uniform(0.5, 1.6))
     elif kind == "wall":
         half = (size * rng.uniform(0.8, 2.0), size * rng.uniform(0.05, 0.12), size * rng.uniform(0.35, 0.8))
     else:
-        half = tuple(size / 2 * rng.uniform(0.5, 1.1, 3))
+        half = _vector(size / 2 * rng.uniform(0.5, 1.1, 3))
     color_name = _pick(rng, _OBJECT_COLORS)
     texture = _colored(
         rng, color_name, _WALL_PATTERNS if kind == "wall" else _SOLID_PATTERNS, (0.15 * size, 0.45 * size)
     )
     center = (*ground_xy, float(base + half[2]))
     yaw = 0.0 if kind == "sphere" else float(rng.uniform(0, np.pi))
-    shape = "box" if kind == "wall" else kind
-    return Solid(shape, center, tuple(map(float, half)), yaw, texture, color_name, kind)
+    shape: SolidKind = "box" if kind == "wall" else kind
+    return Solid(shape, center, _vector(map(float, half)), yaw, texture, color_name, kind)
 
 
 def _spread(solid: Solid) -> float:
@@ -127,7 +148,8 @@ def _furnish(rng, camera: Camera, count: int, sizes, kinds, fits) -> tuple[Solid
         sizes: smallest and largest size.
         fits: tells from (x, y, radius, height) whether a solid may stand there.
     """
-    rotation, placed = camera.rotation(), []
+    rotation = camera.rotation()
+    placed: list[Solid] = []
     eye_x, eye_y, eye_z = camera.position
     for _ in range(8 * count):
         across, below = rng.uniform(-0.95, 0.95), rng.uniform(-0.4, 0.95)
@@ -204,7 +226,7 @@ def _room_scene(rng, noise_seed: int) -> Scene:
 
 
 def _mix(a: Vector, b: Vector, share: float) -> Vector:
-    return tuple(p + (q - p) * share for p, q in zip(a, b, strict=True))
+    return _vector(p + (q - p) * share for p, q in zip(a, b, strict=True))
 
 
 def _outdoor_scene(rng, noise_seed: int) -> Scene:

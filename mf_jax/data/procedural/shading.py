@@ -158,6 +158,7 @@ def render(scene: Scene, resolution: tuple[int, int]) -> Rendering:
     color_3N = np.empty_like(direction_3N)
     color_3N[:, hit_N] = _shade(scene, table, hits)
     if not seen_N.all():
+        assert isinstance(scene.place, Outdoors), "a room is closed"
         color_3N[:, ~seen_N] = _sky(scene.place, table, direction_3N[:, ~seen_N])
 
     image_N3 = (np.clip(color_3N, 0, 1) * 255 + 0.5).astype(np.uint8).T

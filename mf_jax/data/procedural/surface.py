@@ -79,8 +79,8 @@ def solid_surface(solid: Solid, point_3N: np.ndarray) -> Surface:
         local = _cylinder(local_3N, half_3[0], half_3[2])
     cos, sin = np.cos(solid.yaw), np.sin(solid.yaw)
     turn_33 = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.float32)
-    axes = (turn_33 @ axis_3N for axis_3N in (local.normal_3N, local.u_axis_3N, local.v_axis_3N))
-    return Surface(*axes, local.u_N, local.v_N)
+    normal_3N, u_axis_3N, v_axis_3N = (turn_33 @ axis_3N for axis_3N in local[:3])
+    return Surface(normal_3N, u_axis_3N, v_axis_3N, local.u_N, local.v_N)
 
 
 def place_surface(place: Room | Outdoors, point_3N: np.ndarray) -> Surface:

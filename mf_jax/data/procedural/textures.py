@@ -29,7 +29,7 @@ def pulse(x_N: np.ndarray, width_N: np.ndarray, duty: float) -> np.ndarray:
     return (integral(x_N + 0.5 * width_N) - integral(x_N - 0.5 * width_N)) / width_N
 
 
-def value_noise(table: np.ndarray, u_N: np.ndarray, v_N: np.ndarray, width_N: np.ndarray) -> np.ndarray:
+def value_noise(table: np.ndarray, u_N: np.ndarray, v_N: np.ndarray, width_N: np.ndarray | np.float32) -> np.ndarray:
     """Smooth noise in [0, 1], one lattice value per cell; fades to 0.5 where a pixel outgrows a cell."""
     u0_N, v0_N = np.floor(u_N), np.floor(v_N)
     fu_N, fv_N = u_N - u0_N, v_N - v0_N
@@ -46,7 +46,7 @@ def value_noise(table: np.ndarray, u_N: np.ndarray, v_N: np.ndarray, width_N: np
     return 0.5 + (low_N + (next_N - low_N) * fu_N - 0.5) / (1 + width_N * width_N)
 
 
-def fractal_noise(table: np.ndarray, u_N: np.ndarray, v_N: np.ndarray, width_N: np.ndarray) -> np.ndarray:
+def fractal_noise(table: np.ndarray, u_N: np.ndarray, v_N: np.ndarray, width_N: np.ndarray | np.float32) -> np.ndarray:
     """Two octaves of `value_noise`, stretched to use [0, 1] well."""
     coarse_N = value_noise(table, u_N, v_N, width_N)
     fine_N = value_noise(table, 3.1 * u_N + 17.3, 3.1 * v_N + 5.7, 3.1 * width_N)

@@ -128,7 +128,7 @@ class FolderSource:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        problems = []
+        problems: list[UnreadableFile] = []
         while len(problems) <= min(self.max_unreadable, len(self) - 1):
             try:
                 record = self._read((index + len(problems)) % len(self))
@@ -208,20 +208,22 @@ def _intrinsics(root: Path, given: str | Sequence[float] | None) -> np.ndarray:
     """(4,) float32 fx, fy, cx, cy in pixels, NaN if unknown."""
     if given is None:
         return np.full(4, np.nan, np.float32)
-    source = given
+    values: Sequence[str] | Sequence[float]
     if isinstance(given, str):
-        source = root / given
-        if not source.is_file():
-            raise ValueError(f"intrinsics file {str(source)!r} does not exist")
-        given = source.read_text().replace(",", " ").split()
+        file = root / given
+        if not file.is_file():
+            raise ValueError(f"intrinsics file {str(file)!r} does not exist")
+        source, values = str(file), file.read_text().replace(",", " ").split()
+    else:
+        source, values = str(given), given
     try:
-        numbers = np.array(given, np.float32).ravel()
+        numbers = np.array(values, np.float32).ravel()
     except (ValueError, TypeError) as error:
-        raise ValueError(f"intrinsics {source!s}: {error}") from error
+        raise ValueError(f"intrinsics {source}: {error}") from error
     if numbers.size == 9:
         numbers = numbers[[0, 4, 2, 5]]
     if numbers.size != 4 or not np.isfinite(numbers).all() or (numbers[:2] <= 0).any():
-        raise ValueError(f"intrinsics {source!s} must be fx fy cx cy or a 3x3 matrix in pixels, got {numbers}")
+        raise ValueError(f"intrinsics {source} must be fx fy cx cy or a 3x3 matrix in pixels, got {numbers}")
     return numbers
 
 

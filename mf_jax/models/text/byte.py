@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mf_jax.models.layers import Dense
+from mf_jax.models.layers import Dense, with_axes
 
 VOCABULARY = 257  # 256 bytes, and 0 for padding
 
@@ -26,7 +26,7 @@ class ByteTextEncoder(nn.Module):
         B, L = ids_BL.shape
         table = self.param(
             "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocabulary", "text")),
+            with_axes(nn.initializers.normal(1.0), ("vocabulary", "text")),
             (VOCABULARY, self.width // self.group),
             jnp.float32,
         )

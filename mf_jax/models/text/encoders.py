@@ -7,10 +7,11 @@ Legend: B batch, L text ids, M text tokens, D feature channels.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -77,7 +78,7 @@ class ByteText:
 
 
 @dataclasses.dataclass(frozen=True)
-class FrozenText:
+class FrozenText(abc.ABC):
     """A published text encoder, never trained.
 
     Attributes:
@@ -86,6 +87,7 @@ class FrozenText:
       width: D; it must be what the published encoder makes.
     """
 
+    PUBLISHED: ClassVar[Qwen3Config | UMT5Config]
     checkpoint: str = ""
     max_length: int = 512
     width: int = 0
@@ -113,6 +115,22 @@ class FrozenText:
         if not self.checkpoint:
             raise ValueError("the config has no text encoder; set text.checkpoint to the directory of a published one")
         return Path(self.checkpoint)
+
+    @abc.abstractmethod
+    def tokenizer(self) -> Qwen3Tokenizer | UMT5Tokenizer:
+        """The tokenizer of the checkpoint."""
+
+    @abc.abstractmethod
+    def module(self, config: Any, dtype: jnp.dtype) -> tuple[nn.Module, int]:
+        """The module, and its features per token."""
+
+    @abc.abstractmethod
+    def table(self, module: Any, files: TensorFiles) -> list[Entry]:
+        """The weight table between the module and the checkpoint's files."""
+
+    @abc.abstractmethod
+    def flops(self) -> FrozenFlops:
+        """FLOPs of one text, see FrozenNetwork.flops."""
 
     def encoder(self, dtype: jnp.dtype) -> nn.Module | None:
         """None: nothing of it is trained."""
@@ -163,7 +181,7 @@ class Qwen3Text(FrozenText):
         config, source = self._sizes(Qwen3Config, qwen3.QWEN3_8B, "Qwen3-8B")
         return FrozenFlops(qwen3.forward_flops(config, self.layers[-1], self.max_length), 0, source)
 
-    def table(self, module: nn.Module, files: TensorFiles) -> list[Entry]:
+    def table(self, module: Qwen3, files: TensorFiles) -> list[Entry]:
         return qwen3_names.table(module)
 
 
@@ -186,7 +204,7 @@ class UMT5Text(FrozenText):
         config, source = self._sizes(UMT5Config, umt5.UMT5_XXL, "UMT5-XXL")
         return FrozenFlops(umt5.forward_flops(config, self.max_length), 0, source)
 
-    def table(self, module: nn.Module, files: TensorFiles) -> list[Entry]:
+    def table(self, module: UMT5Encoder, files: TensorFiles) -> list[Entry]:
         return umt5_names.table(module, files)
 
 
@@ -197,7 +215,7 @@ class TextNetwork:
     Attributes: published: it has the sizes of the published encoder, whatever the checkpoint's; see `as_published`.
     """
 
-    text: Qwen3Text | UMT5Text
+    text: FrozenText
     dtype: jnp.dtype
     published: bool = False
 
@@ -237,7 +255,7 @@ class TextNetwork:
 
     def encode(self, params: Any, batch: frozen.Batch) -> frozen.Batch:
         features = self._module.apply({"params": params}, batch["text_ids"], batch["text_mask"])
-        return {"text_features": features}
+        return {"text_features": cast(jax.Array, features)}
 
     def flops(self, resolution: tuple[int, int]) -> FrozenFlops:
         return self.text.flops()

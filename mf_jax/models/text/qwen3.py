@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mf_jax.models.attention import HIDDEN, attention
-from mf_jax.models.layers import Dense, RMSNorm, rotary_table
+from mf_jax.models.layers import Dense, RMSNorm, rotary_table, with_axes
 from mf_jax.models.text.config_json import ABSENT, read_config, require, sizes
 
 _SIZES = (
@@ -77,7 +77,7 @@ class Qwen3Config:
             values = {"rope_theta": rope.get("rope_theta")} | values
         require(path, values, _ACCEPTED)
         theta = values.get("rope_theta")
-        if type(theta) not in (int, float) or theta <= 0:
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
             raise ValueError(f"{path}: rope_theta is {theta!r}; it must be a positive number")
         return cls(**sizes(path, values, _SIZES), rope_theta=float(theta))
 
@@ -186,7 +186,7 @@ class Qwen3(nn.Module):
         B, L = ids_BL.shape
         embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocabulary", "embed")),
+            with_axes(nn.initializers.normal(1.0), ("vocabulary", "embed")),
             (c.vocab_size, c.hidden_size),
             jnp.float32,
         )

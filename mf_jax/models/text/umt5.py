@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mf_jax.models.attention import HIDDEN, attention
-from mf_jax.models.layers import Dense, RMSNorm
+from mf_jax.models.layers import Dense, RMSNorm, with_axes
 from mf_jax.models.text.config_json import ABSENT, read_config, require, sizes
 
 _ACCEPTED = {
@@ -114,7 +114,7 @@ class Layer(nn.Module):
         )
         bias = self.param(
             "position_bias",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "heads")),
+            with_axes(nn.initializers.normal(1.0), (None, "heads")),
             (c.relative_attention_num_buckets, c.num_heads),
             jnp.float32,
         )
@@ -150,7 +150,7 @@ class UMT5Encoder(nn.Module):
         mask_BL = mask_BL.astype(bool)
         embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocabulary", "embed")),
+            with_axes(nn.initializers.normal(1.0), ("vocabulary", "embed")),
             (c.vocab_size, c.d_model),
             jnp.float32,
         )
