@@ -126,6 +126,10 @@ def test_what_an_earlier_override_got_wrong_is_not_forgotten(make_tiny_config):
         configs.resolve(make_tiny_config(), ["optimizer.learning_rat=3", "optimizer.kind=muon"])
 
 
+def test_the_profile_may_end_with_the_run(make_tiny_config):
+    assert configs.resolve(make_tiny_config(), ["train.profile_steps=(0,6)"]).train.profile_steps == (0, 6)
+
+
 def test_the_kind_of_noise_by_an_override(make_tiny_config):
     config = configs.resolve(make_tiny_config(), ["modalities.image.noise.kind=plateau_logit_normal"])
     assert config.modalities["image"].noise == PlateauLogitNormal()
