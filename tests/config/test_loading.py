@@ -113,6 +113,13 @@ def test_overrides_leave_the_config_file_and_the_defaults_alone(make_tiny_config
     assert configs.resolve(raw).init.clone == {}
 
 
+def test_a_part_of_a_modality_by_an_override(make_tiny_config):
+    """It is complete before the next override, which so takes the type of a default."""
+    changes = ["modalities.image.noise={'kind': 'plateau_logit_normal'}", "modalities.image.noise.mu=0"]
+    noise = configs.resolve(make_tiny_config(), changes).modalities["image"].noise
+    assert noise == PlateauLogitNormal(mu=0.0) and isinstance(noise.mu, float)
+
+
 def test_how_the_value_of_an_override_is_read(make_tiny_config):
     overrides = ["evaluate.depth_range=[1.0, 2.0]", "init.checkpoint=runs/lr=1e-3", "data.sparsify={'kind': 'lidar'}"]
     config = configs.resolve(make_tiny_config(), [*overrides, "data.sparsify.keep=1", "modalities.depth.noise.mu=0"])
@@ -190,6 +197,7 @@ def test_a_whole_section_by_an_override(make_tiny_config):
         ("modalities.depth.weigth=3", r"unknown config key modalities\.depth\.weigth; did you mean 'weight'"),
         ("modalities.depth.weight=-1.0", r"modalities\.depth\.weight is -1\.0; it must be a number and at least 0"),
         ("modalities.depth.weight=heavy", r"modalities\.depth\.weight is float.*cannot be 'heavy'"),
+        ("modalities.image.scale=big", r"modalities\.image\.scale is float.*cannot be 'big'"),
         ("modalities.depth.patch=big", r"modalities\.depth\.patch is int.*cannot be 'big'"),
         ("modalities.depth.decoder_blocks=-1", r"modalities\.depth\.decoder_blocks is -1; it must be a number"),
         ("modalities.depth.noise.sgima=3", r"unknown config key modalities\.depth\.noise\.sgima; did you mean 'sigma'"),
