@@ -54,6 +54,15 @@ def test_defaults_are_filled_in_at_every_depth():
         "others": {},
     }
     assert given == before and given["pen"] == {"width": 4}
+    others = SPEC.complete({"title": "a", "others": {"left": {}}}, "")["others"]
+    assert others == {"left": {"kind": "square", "side": 2, "colour": "blue"}}
+
+
+def test_no_default_is_shared():
+    first, second = SPEC.complete({"title": "a"}, ""), SPEC.complete({"title": "a"}, "")
+    first["pen"]["labels"]["x"] = first["shape"]["side"] = first["others"]["left"] = 3
+    assert second["pen"]["labels"] == {} == second["others"] and second["shape"]["side"] == 2
+    assert SPEC.complete({"title": "a"}, "") == second
 
 
 def test_what_is_required_may_be_missing_until_it_is_built():
@@ -109,6 +118,11 @@ def test_a_kind_may_be_required():
 def test_another_kind_keeps_what_it_knows():
     assert SHAPE.with_kind({"kind": "square", "side": 7, "colour": "green"}, "circle", "shape") == {
         "kind": "circle",
+        "colour": "green",
+    }
+    assert SHAPE.with_kind({"kind": "circle", "radius": 3.0, "colour": "green"}, "square", "shape") == {
+        "kind": "square",
+        "side": 2,
         "colour": "green",
     }
     with pytest.raises(ValueError, match=r"shape\.kind is 'cube'"):

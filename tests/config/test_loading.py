@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from mf_jax.config import loading as configs
 from mf_jax.data.readers.folder import FolderConfig
 from mf_jax.data.sparsify import LidarLines, RandomPixels
+from mf_jax.diffusion.noise_levels import PlateauLogitNormal
 from mf_jax.joint_model import build_model
 from mf_jax.modalities import depth
 from mf_jax.training.optimizer import AdamWConfig, MuonConfig
@@ -64,7 +65,8 @@ def test_the_saved_form_goes_through_json(make_tiny_config):
     config = configs.resolve(make_tiny_config(), ["mesh.rules.mlp=()", "optimizer.kind=muon"])
     saved = json.loads(json.dumps(configs.to_dict(config)))
     assert configs.resolve_saved(saved) == config
-    assert saved["modalities"]["depth"]["weight"] == 1.0 and saved["modes"]["joint"]["clean"] == []
+    assert saved["modalities"]["depth"].items() >= {"kind": "depth", "patch": 8, "weight": 1.0, "position": 1}.items()
+    assert saved["modalities"]["depth"]["noise"]["mu"] == 1.1 and saved["modes"]["joint"]["clean"] == []
     assert saved["optimizer"]["kind"] == "muon" and saved["text"]["kind"] == "byte"
 
 
@@ -74,8 +76,8 @@ def test_configs_that_were_saved_before_optimizers_had_keys_of_their_own(make_ti
     assert configs.resolve_saved(raw).optimizer == AdamWConfig(learning_rate=0.5)
     with pytest.raises(ValueError, match=r"unknown config key optimizer\.muon_learning_rate"):
         configs.resolve(raw)
-    raw["optimizer"]["kind"] = "muon"
-    assert configs.resolve_saved(raw).optimizer == MuonConfig(learning_rate=0.5, muon_learning_rate=1e-3)
+    raw["optimizer"] |= {"kind": "muon", "muon_learning_rate": 2e-3}
+    assert configs.resolve_saved(raw).optimizer == MuonConfig(learning_rate=0.5, muon_learning_rate=2e-3)
 
 
 def test_another_kind_by_an_override(make_tiny_config):
@@ -90,6 +92,63 @@ def test_another_kind_by_an_override(make_tiny_config):
     assert config.data.source == FolderConfig("x", "*.png", {"train": ":", "test": "4:"})
     with pytest.raises(ValueError, match=r"config key data\.source\.image is missing"):
         configs.resolve(make_tiny_config(), folder[:2])
+
+
+def test_overrides_come_before_the_checks(make_tiny_config):
+    """A config file may leave to the command line what is required, or what it cannot know."""
+    raw = make_tiny_config()
+    raw["data"]["source"] = {"kind": "folder", "image": "*.png", "splits": {"train": ":"}}
+    raw["seed"] = -1
+    config = configs.resolve(raw, ["data.source.root=x", "seed=3"])
+    assert (config.data.source.root, config.seed) == ("x", 3)
+
+
+def test_overrides_leave_the_config_file_and_the_defaults_alone(make_tiny_config):
+    raw = make_tiny_config() | {"mesh": {"rules": {"mlp": "tensor"}}}
+    config = configs.resolve(raw, ["mesh.rules.mlp=fsdp", "init.clone.a=b", "train.steps=17"])
+    assert config.mesh.rules == {"mlp": "fsdp"} and config.init.clone == {"a": "b"}
+    assert raw == make_tiny_config() | {"mesh": {"rules": {"mlp": "tensor"}}}
+    again = configs.resolve(configs.to_dict(config), ["init.clone.c=d"])
+    assert again.init.clone == {"a": "b", "c": "d"} and config.init.clone == {"a": "b"}
+    assert configs.resolve(raw).init.clone == {}
+
+
+def test_a_part_of_a_modality_by_an_override(make_tiny_config):
+    """It is complete before the next override, which so takes the type of a default."""
+    changes = ["modalities.image.noise={'kind': 'plateau_logit_normal'}", "modalities.image.noise.mu=0"]
+    noise = configs.resolve(make_tiny_config(), changes).modalities["image"].noise
+    assert noise == PlateauLogitNormal(mu=0.0) and isinstance(noise.mu, float)
+
+
+def test_how_the_value_of_an_override_is_read(make_tiny_config):
+    overrides = ["evaluate.depth_range=[1.0, 2.0]", "init.checkpoint=runs/lr=1e-3", "data.sparsify={'kind': 'lidar'}"]
+    config = configs.resolve(make_tiny_config(), [*overrides, "data.sparsify.keep=1", "modalities.depth.noise.mu=0"])
+    assert config.evaluate.depth_range == (1.0, 2.0) and config.init.checkpoint == "runs/lr=1e-3"
+    for value in (config.data.sparsify.keep, config.modalities["depth"].noise.mu):
+        assert isinstance(value, float)
+
+
+def test_what_an_earlier_override_got_wrong_is_not_forgotten(make_tiny_config):
+    with pytest.raises(ValueError, match=r"unknown config key optimizer\.learning_rat; did you mean 'learning_rate'"):
+        configs.resolve(make_tiny_config(), ["optimizer.learning_rat=3", "optimizer.kind=muon"])
+
+
+def test_the_profile_may_end_with_the_run(make_tiny_config):
+    assert configs.resolve(make_tiny_config(), ["train.profile_steps=(0,6)"]).train.profile_steps == (0, 6)
+
+
+def test_the_kind_of_noise_by_an_override(make_tiny_config):
+    config = configs.resolve(make_tiny_config(), ["modalities.image.noise.kind=plateau_logit_normal"])
+    assert config.modalities["image"].noise == PlateauLogitNormal()
+
+
+def test_probabilities_may_be_off_by_rounding(make_tiny_config):
+    """0.7 + 0.2 + 0.1 is not 1."""
+    raw = make_tiny_config()
+    for name, probability in (("joint", 0.7), ("i2d", 0.2), ("d2i", 0.1)):
+        raw["modes"][name]["probability"] = probability
+    total = sum(mode.probability for mode in configs.resolve(raw).modes.values())
+    assert total != 1.0 and total == pytest.approx(1.0)
 
 
 def test_a_whole_section_by_an_override(make_tiny_config):
@@ -121,6 +180,41 @@ def test_a_whole_section_by_an_override(make_tiny_config):
         ("sample.guide=imgae", r"sample\.guide is 'imgae'"),
         ("sample.guide=3", r"sample\.guide is str.*cannot be '3'"),
         ("evaluate.depth_range=(2.0, 1.0)", r"evaluate\.depth_range is \(2\.0, 1\.0\)"),
+        ("evaluate.depth_range=(0.0, 1.0)", r"evaluate\.depth_range is \(0\.0, 1\.0\)"),
+        ("evaluate.depth_range=(1.0, 1e999)", r"evaluate\.depth_range is \(1\.0, inf\)"),
+        ("evaluate.ensemble=0", r"evaluate\.ensemble is 0; it must be a number and at least 1"),
+        ("evaluate.steps=0", r"evaluate\.steps is 0; it must be a number and at least 1"),
+        ("evaluate.batch=0", r"evaluate\.batch is 0; it must be a number and at least 1"),
+        ("evaluate.images=-1", r"evaluate\.images is -1; it must be a number and at least 0"),
+        ("evaluate.seed=-1", r"evaluate\.seed is -1; it must be a number and at least 0"),
+        ("evaluate.ensemble_mode=mean", r"evaluate\.ensemble_mode is 'mean'; it must be 'scale_only', 'median'"),
+        ("checkpoint.every=0", r"checkpoint\.every is 0; it must be a number and at least 1"),
+        ("checkpoint.keep=0", r"checkpoint\.keep is 0; it must be a number and at least 1"),
+        ("checkpoint.keep_every=-1", r"checkpoint\.keep_every is -1; it must be a number and at least 0"),
+        ("init.weights=average", r"init\.weights is 'average'; it must be 'ema' or 'params'"),
+        ("sample.steps=0", r"sample\.steps is 0; it must be a number and at least 1"),
+        ("sample.guidance=-1.0", r"sample\.guidance is -1\.0; it must be a number and at least 0"),
+        ("modalities.depth.weigth=3", r"unknown config key modalities\.depth\.weigth; did you mean 'weight'"),
+        ("modalities.depth.weight=-1.0", r"modalities\.depth\.weight is -1\.0; it must be a number and at least 0"),
+        ("modalities.depth.weight=heavy", r"modalities\.depth\.weight is float.*cannot be 'heavy'"),
+        ("modalities.image.scale=big", r"modalities\.image\.scale is float.*cannot be 'big'"),
+        ("modalities.depth.patch=big", r"modalities\.depth\.patch is int.*cannot be 'big'"),
+        ("modalities.depth.decoder_blocks=-1", r"modalities\.depth\.decoder_blocks is -1; it must be a number"),
+        ("modalities.depth.noise.sgima=3", r"unknown config key modalities\.depth\.noise\.sgima; did you mean 'sigma'"),
+        ("data.source={'train': 3}", r"config key data\.source\.kind is missing; there are: procedural, folder"),
+        ("data.sparsify={'fraction': 0.5}", r"config key data\.sparsify\.kind is missing; there are: none"),
+        ("data.resolution=(0, 16)", r"data\.resolution is \(0, 16\); it must be two positive integers"),
+        ("data.resolution=(16.0, 16)", r"data\.resolution is \(16\.0, 16\); it must be two positive integers"),
+        ("data.resolution=(True, 16)", r"data\.resolution is \(True, 16\); it must be two positive integers"),
+        ("train={'stepz': 3}", r"unknown config key train\.stepz; did you mean 'steps'"),
+        ("train.log_every=0", r"train\.log_every is 0; it must be a number and at least 1"),
+        ("train.batch=0", r"train\.batch is 0; it must be a number and at least 1"),
+        ("train.accumulate=0", r"train\.accumulate is 0; it must be a number and at least 1"),
+        ("train.ema_decay=-0.1", r"train\.ema_decay is -0\.1; it must be in \[0, 1\)"),
+        ("objective.caption_dropout=1.5", r"objective\.caption_dropout is 1\.5, it must be in \[0, 1\]"),
+        ("objective.t_floor=0.0", r"objective\.t_floor is 0\.0, it must be above 0"),
+        ("objective.distill_high=-1.0", r"objective\.distill_high is -1\.0; it must be a number and at least 0"),
+        ("objective.distill_low=-1.0", r"objective\.distill_low is -1\.0; it must be a number and at least 0"),
         ("train.steps", r"--config\.train\.steps has no value"),
         ("train.steps=many", r"train\.steps is int.*cannot be 'many'"),
         ("train.steps=1.5", r"train\.steps is int"),
@@ -168,7 +262,12 @@ def test_bad_overrides(make_tiny_config, override, message):
         (("modalities", "depth", "prediction"), "eps", r"modalities\.depth\.prediction is 'eps'"),
         (("modalities", "depth", "noise"), {"kind": "uniform"}, r"modalities\.depth\.noise\.kind is 'uniform'"),
         (("modalities", "depth", "position"), 0, "share a position"),
+        (("modalities", "depth", "weigth"), 3, r"unknown config key modalities\.depth\.weigth; did you mean 'weight'"),
         (("modes", "joint", "probability"), 0.5, "probabilities of modes sum to 0.9"),
+        (("modes", "joint", "probability"), 0.7, r"probabilities of modes sum to 1\.1"),
+        (("data", "cache"), 1, r"data\.cache is 1; it must be True or False"),
+        (("train", "dump_hlo"), 1, r"train\.dump_hlo is 1; it must be True or False"),
+        (("train", "compilation_cache"), 3, r"train\.compilation_cache is 3; it must be a directory or ''"),
         (("modes", "i2d", "clean"), ("normals",), r"modes\.i2d\.clean names 'normals'"),
         (("modes", "i2d", "clean"), ("image", "depth"), r"modes\.i2d holds every modality clean"),
         (("modes", "joint", "clean"), ("image",), r"modes\.joint holds \('image',\) clean; 'joint' is the name of"),
@@ -200,3 +299,21 @@ def test_bad_files(tmp_path):
         configs.load(str(tmp_path / "plain.py") + ":this")
     with pytest.raises(ValueError, match="config key data"):
         configs.load(str(tmp_path / "plain.py"))
+
+
+def test_a_file_may_take_an_argument(tmp_path, make_tiny_config):
+    text = f"def get_config(argument='3'):\n    return {make_tiny_config()!r} | dict(seed=int(argument))\n"
+    (tmp_path / "file.py").write_text(text)
+    assert configs.load(str(tmp_path / "file.py")).seed == 3
+    assert configs.load(str(tmp_path / "file.py") + ":7").seed == 7
+    assert configs.load(str(tmp_path / "file.py") + ":7", ["seed=8"]).seed == 8
+
+
+def test_the_codec_of_a_module_is_a_dataclass(tmp_path, monkeypatch, make_tiny_config):
+    (tmp_path / "modules_of_a_test").mkdir()
+    (tmp_path / "modules_of_a_test" / "plain.py").write_text("class Codec:\n    channels = 3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    raw = make_tiny_config()
+    raw["modalities"]["depth"]["kind"] = "modules_of_a_test.plain"
+    with pytest.raises(ValueError, match=r"the module modules_of_a_test\.plain has no dataclass Codec"):
+        configs.resolve(raw)

@@ -8,13 +8,16 @@ Legend: B batch, N tokens, C channels per token.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mf_jax.config.loading import resolve
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.training import train_step
 from mf_jax.training.config import ObjectiveConfig
+from mf_jax.training.train_state import TrainState
 
 SEED = 7
 STUDENT, TEACHER = {"image": 0.3, "depth": 0.6}, {"image": 0.8, "depth": -5.0}
@@ -113,3 +116,44 @@ def test_a_student_like_its_teacher(model, make_batch):
     (plain, plain_gradient, _), _ = compiled(model)(batch, 1)
     assert float(value) == pytest.approx(float(plain), rel=1e-6)
     assert float(gradient["image"]) == pytest.approx(float(plain_gradient["image"]), rel=1e-6)
+
+
+def echo_of(model):
+    return Echo(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
+
+
+def test_a_step_has_a_teacher_that_stays(model, make_batch):
+    """The update of the step is that of the loss against the teacher given, not against the student."""
+    batch, optimizer = make_batch(8), optax.sgd(0.01)
+    objective = ObjectiveConfig(distill_high=HIGH, distill_low=LOW)
+    step = jax.jit(train_step.make_train_step(echo_of(model), objective, optimizer, SEED, 1, ema_decay=0.9))
+    student = jax.tree.map(jnp.float32, STUDENT)
+    new, metrics = step(TrainState(jnp.int32(2), student, {}, student, optimizer.init(student)), {}, batch, TEACHER)
+    (value, gradient, statistics), _ = compiled(model, distill_high=HIGH, distill_low=LOW)(batch, 2)
+    (plain, _, _), _ = compiled(model)(batch, 2)
+    assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-6) and float(value) > 1.01 * float(plain)
+    for name in STUDENT:
+        assert float(new.params[name]) == pytest.approx(STUDENT[name] - 0.01 * float(gradient[name]), rel=1e-5)
+    total = statistics["sum"][train_step.DISTILL].sum()
+    assert float(metrics["sum"][train_step.DISTILL].sum()) == pytest.approx(float(total), rel=1e-5)
+
+
+def test_what_is_not_trained_is_the_teachers_too(model, make_batch):
+    """With the image's part frozen, student and teacher agree on the image, whatever else they are."""
+    batch, objective = make_batch(8), ObjectiveConfig(distill_high=HIGH, distill_low=LOW)
+
+    @jax.jit
+    def run(trained, untrained, teacher):
+        arguments = ({}, trained, untrained, batch, jnp.int32(1), teacher)
+        return train_step.loss_and_gradient(echo_of(model), objective, SEED, 1, *arguments)[2]
+
+    statistics = run({"depth": 0.6}, {"image": 0.3}, {"depth": -5.0})
+    assert not statistics["sum"][train_step.DISTILL].any() and statistics["sum"]["image"].any()
+
+
+def test_statistics_are_by_the_noise_level_of_the_image(model, make_batch):
+    (_, _, statistics), ((x, t, _), _) = compiled(model, distill_high=HIGH, distill_low=LOW)(make_batch(8), 1)
+    by_bin = np.zeros(train_step.NOISE_BINS)
+    bins = np.minimum((t["image"] * train_step.NOISE_BINS).astype(int), train_step.NOISE_BINS - 1)
+    np.add.at(by_bin, bins, by_hand(model, x, t))
+    np.testing.assert_allclose(statistics["sum"][train_step.DISTILL].sum(axis=0), by_bin, rtol=1e-4)

@@ -234,6 +234,13 @@ def test_muons_momentum_kept_in_bfloat16():
         (dict(kind="sgd"), r"optimizer\.kind is 'sgd'; there are: adamw, muon"),
         (dict(moments="float16"), r"optimizer\.moments is 'float16'; it must be one of 'float32', 'bfloat16'"),
         (dict(moments="bfloat16", b2=0.999), r"'bfloat16' with a decay of 0\.999"),
+        (dict(moments="bfloat16", b1=0.995), r"'bfloat16' with a decay of 0\.995"),
+        (dict(clip=0), r"optimizer\.clip is 0; it must be a number and at least 1e-12"),
+        (dict(learning_rate=-1.0), r"optimizer\.learning_rate is -1\.0; it must be a number and at least 0"),
+        (dict(warmup=-1), r"optimizer\.warmup is -1; it must be a number and at least 0"),
+        (dict(muon_learning_rate=0.1), r"unknown config key optimizer\.muon_learning_rate"),
+        (dict(kind="muon", muon_learning_rate=-1.0), r"optimizer\.muon_learning_rate is -1\.0; it must be a number"),
+        (dict(kind="muon", schedule="linear"), r"optimizer\.schedule is 'linear'; it must be one of 'constant'"),
     ],
 )
 def test_settings_that_would_not_work(options, message):

@@ -10,7 +10,7 @@ from mf_jax.data.procedural import raycast
 from mf_jax.data.procedural.scene import PALETTE, Camera, Light, Outdoors, Room, Scene, Solid, Texture
 from mf_jax.data.procedural.scene_caption import MAX_BYTES, MIN_SHARE, caption
 from mf_jax.data.procedural.shading import render
-from mf_jax.data.procedural.source import SPLITS, ProceduralSource
+from mf_jax.data.procedural.source import SPLITS, ProceduralConfig, ProceduralSource
 from mf_jax.data.procedural.textures import pulse
 
 PLAIN = Texture("plain", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1.0, "field")
@@ -191,6 +191,19 @@ def test_resolution_changes_the_view_only():
         error_N = np.abs(block_HWK.mean(-1)[smooth_HW] / small["depth"][smooth_HW] - 1)
         assert np.median(error_N) < 5e-4 and error_N.max() < 0.05
         assert small["image"].mean() == pytest.approx(large["image"].mean(), abs=3)
+
+
+def test_a_config_opens_what_it_says():
+    config = ProceduralConfig(seed=3, train=5, test=2)
+    for split, size in (("train", 5), ("test", 2)):
+        assert config.open(split, (8, 12)) == ProceduralSource(split, size, seed=3, resolution=(8, 12))
+    with pytest.raises(ValueError, match=r"split 'validation' is empty: data\.source\.validation is 0"):
+        config.open("validation", (8, 12))
+    with pytest.raises(ValueError, match="procedural scenes have no split 'seed'; there are: test, train, validation"):
+        config.open("seed", (8, 12))
+    for name in ("seed", "train", "validation", "test"):
+        with pytest.raises(ValueError, match=rf"data\.source\.{name} is -1; it must be a number and at least 0"):
+            ProceduralConfig(**{name: -1})
 
 
 def test_bad_arguments_are_named():

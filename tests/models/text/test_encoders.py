@@ -9,9 +9,11 @@ import pytest
 from flax import linen as nn
 
 from mf_jax.config.loading import resolve
+from mf_jax.configurable import Kinds
 from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.joint_model import build_model
 from mf_jax.models.text.byte import ByteTextEncoder
+from mf_jax.models.text.encoders import KINDS, ByteText, Qwen3Text, UMT5Text
 
 ENCODER = ByteTextEncoder(group=4, width=8)
 tokenize = ByteTokenizer(16)
@@ -69,3 +71,27 @@ def test_sizes_must_be_multiples_of_the_group(tiny_config):
     tiny_config["text"] = dict(max_bytes=90, group=8, width=32)
     with pytest.raises(ValueError, match=r"text\.max_bytes is 90; it must be a multiple of text\.group, 8"):
         resolve(tiny_config)
+
+
+def test_kinds():
+    spec = Kinds(KINDS)
+    assert spec.build({"width": 64}, "text") == ByteText(width=64)
+    assert spec.build({"kind": "qwen3", "layers": [3, 6]}, "text") == Qwen3Text(width=12288, layers=(3, 6))
+    assert spec.build({"kind": "umt5", "checkpoint": "here"}, "text") == UMT5Text(checkpoint="here", width=4096)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (dict(kind="umt"), r"text\.kind is 'umt'; did you mean 'umt5'"),
+        (dict(kind="umt5", layers=(1,)), r"unknown config key text\.layers"),
+        (dict(width=60), r"text\.width is 60; it must be a multiple of text\.group, 8"),
+        (dict(group=0), r"text\.group is 0; it must be a number and at least 1"),
+        (dict(max_bytes=0), r"text\.max_bytes is 0; it must be a number and at least 1"),
+        (dict(kind="qwen3", max_length=0), r"text\.max_length is 0; it must be a number and at least 1"),
+        (dict(kind="umt5", width=0), r"text\.width is 0; it must be a number and at least 1"),
+    ],
+)
+def test_bad_sections(section, message):
+    with pytest.raises(ValueError, match=message):
+        Kinds(KINDS).build(section, "text")
