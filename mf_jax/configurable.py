@@ -1,8 +1,8 @@
-"""From the sections of a config, nested mappings, to the frozen dataclasses that the code uses, and back.
+"""Conversion between config sections (nested mappings) and the frozen dataclasses that the code uses.
 
-A dataclass declares with `part` which of its fields are sections themselves. `complete` fills the
-defaults in, `build` makes the object, `plain` turns it into mappings again. An unknown key is an error that names the
-nearest. No jax here: the data workers import it.
+A dataclass declares with `part` which of its fields are sections themselves. `complete` fills in the defaults, `build`
+makes the object, `plain` turns it into mappings again. An unknown key is an error that names the nearest known one. No
+jax here: the data workers import it.
 """
 
 from __future__ import annotations
@@ -14,27 +14,35 @@ from typing import Any, Protocol
 
 
 class Spec(Protocol):
-    """How a part of a config is read."""
+    """How one part of a config is completed, built and turned back into plain values.
+
+    `given` is the part as the user wrote it, `where` its dotted path for error messages. An unknown or missing key and
+    an invalid value are ValueErrors.
+    """
 
     def complete(self, given: Any, where: str) -> Any:
-        """The part as mappings and values, with the defaults of all keys that are not given; `given` is left alone."""
+        """A copy of the part as plain mappings and values, with the defaults of all keys that are not given."""
 
     def build(self, given: Any, where: str) -> Any:
-        """The object that the part, complete or not, describes."""
+        """The object that the part describes; keys that are not given have their defaults."""
 
     def plain(self, built: Any) -> Any:
         """Inverse of `build`."""
 
     def child(self, given: Mapping[str, Any], name: str) -> Spec | None:
-        """How the entry `name` of this part is read; None for a plain value, KeyError for one that it cannot have."""
+        """The spec of the entry `name`, None for a plain value.
+
+        Raises:
+          KeyError: the part cannot have such an entry.
+        """
 
     def names(self, given: Mapping[str, Any]) -> Iterable[str]:
-        """The entries that this part can have, as far as they are known."""
+        """Names of the entries that this part can have, as far as they are known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """The fields of one dataclass."""
+    """A section that is one dataclass: its keys are the fields."""
 
     cls: type
 
@@ -80,9 +88,10 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Kinds:
-    """The fields of the dataclass that the key `kind` names in a table; its first one without that key.
+    """A section whose key `kind` chooses a dataclass; its other keys are the fields of that dataclass.
 
     Attributes:
+      table: dataclasses by kind; the first is the default.
       required: `kind` must be given.
     """
 
@@ -108,7 +117,7 @@ class Kinds:
         return ["kind", *_fields(self.table[self._kind(given, "")[0]])]
 
     def with_kind(self, given: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
-        """The part with another kind: keys that it knows keep their values, the others are its defaults."""
+        """The section completed with another kind: keys that it knows keep their values, others get its defaults."""
         _, rest = self._kind({**given, "kind": kind}, where)
         known = _fields(self.table[kind])
         return self.complete({"kind": kind} | {key: value for key, value in rest.items() if key in known}, where)
@@ -125,7 +134,7 @@ class Kinds:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """Parts of one form under names that the user chooses; at least one."""
+    """A section whose entries have names that the user chooses, all read by one spec; at least one entry."""
 
     spec: Spec
 
@@ -153,12 +162,12 @@ class Named:
 
 
 def part(spec: Spec) -> dict[str, Spec]:
-    """The metadata of a field that is read by `spec`: `optimizer: T = dataclasses.field(metadata=part(Section(T)))`."""
+    """Field metadata naming the field's spec: `optimizer: T = dataclasses.field(metadata=part(Section(T)))`."""
     return {"spec": spec}
 
 
 def spec_of(field: dataclasses.Field) -> Spec | None:
-    """How a field of a section is read; None for a plain value."""
+    """The spec that reads a field of a section; None for a plain value."""
     return field.metadata.get("spec")
 
 
@@ -170,7 +179,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def check_at_least(where: str, settings: Any, **least: float) -> None:
-    """For `__post_init__`: the named fields must be numbers and not below their bounds.
+    """Checks, for `__post_init__`, that fields are numbers and not below their bounds.
+
+    Args:
+      where: dotted path of the section, for the message. settings: the dataclass. least: lower bound by field name.
 
     Raises:
       ValueError: naming the key, its value and the bound.
@@ -182,7 +194,7 @@ def check_at_least(where: str, settings: Any, **least: float) -> None:
 
 
 def check_one_of(where: str, value: Any, known: Iterable[Any]) -> None:
-    """For `__post_init__`: a value must be one of a few.
+    """Checks, for `__post_init__`, that a value is one of the known ones, and of the same type.
 
     Raises:
       ValueError: naming the key, its value and the known ones.
@@ -219,7 +231,7 @@ def _check_keys(cls: type, given: Any, where: str) -> None:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, all the way down."""
+    """The value with tuples in place of lists, at every level."""
     if isinstance(value, Mapping):
         return {key: _frozen(item) for key, item in value.items()}
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

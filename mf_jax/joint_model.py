@@ -1,4 +1,4 @@
-"""The modalities, the text side and the backbone of one config, assembled: what training and sampling call.
+"""The joint model: the modalities, the text encoder and the backbone of one config, as training and sampling use them.
 
 Legend: B batch, L text ids, N tokens, C channels per token.
 """
@@ -28,12 +28,14 @@ Tokens = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class JointModel:
-    """Attributes:
-    modalities: by name, in the order of their positions; the first leads (text follows its noise level).
-    modes: training cases by name, sorted.
-    text: as configured. text_encoder: trained with the model; None where the text encoder is frozen.
-    networks: frozen networks by name: "text", or the modality that they belong to.
-    resolution: (H, W) of the inputs.
+    """The modules and options of one model; its parameters are arguments of the methods.
+
+    Attributes:
+      modalities: by name, in the order of their positions; the first leads (text follows its noise level).
+      modes: training cases by name, sorted.
+      text: as configured. text_encoder: trained with the model; None where the text encoder is frozen.
+      networks: frozen networks by name: "text", or the modality that they belong to.
+      resolution: (H, W) of the inputs in pixels.
     """
 
     modalities: dict[str, Modality]
@@ -51,11 +53,12 @@ class JointModel:
 
     @property
     def grids(self) -> dict[str, tuple[int, int]]:
+        """(rows, columns) of tokens by modality."""
         return {name: m.codec.grid(self.resolution) for name, m in self.modalities.items()}
 
     @property
     def sizes(self) -> list[tuple[str, str, int]]:
-        """(what, logical axis, size) of the activations that a mesh may split."""
+        """(description, logical axis, size) of every axis of activations that a mesh may split."""
         found = [("text tokens (section text)", "sequence", self.text.tokens)]
         for name, (rows, columns) in self.grids.items():
             found.append(
@@ -81,9 +84,11 @@ class JointModel:
         return params
 
     def predict(self, params: Params, x: Tokens, t: Tokens, fields: Batch) -> Tokens:
-        """Raw float32 outputs for the modalities in x, any subset of the model's that the backbone takes.
+        """Raw float32 outputs by modality (clean tokens or velocity, as each is trained).
 
         Args:
+          x: noised tokens x_BNC by modality; any subset of the modalities that the backbone accepts.
+          t: noise levels t_B by modality.
           fields: `text_ids`, or `text_features` where the text encoder is frozen; `text_mask`, where there is one,
             says which text tokens are not padding. Other fields are not read.
         """
@@ -105,15 +110,15 @@ class JointModel:
         return frozen.with_frozen_features(self.networks, frozen_params, batch)
 
     def encode(self, batch: Batch) -> Tokens:
-        """Clean tokens of a prepared batch, by modality."""
+        """Clean tokens x_BNC, float32, by modality; the batch has its frozen features."""
         return {name: m.codec.encode(batch) for name, m in self.modalities.items()}
 
     def valid(self, batch: Batch) -> Tokens:
-        """Which entries of those tokens were measured; of a batch that may not be prepared yet."""
+        """Which token entries were measured, bool (B, N, C) by modality; the batch may lack its frozen features."""
         return {name: m.codec.valid(batch) for name, m in self.modalities.items()}
 
     def decode(self, frozen_params: Mapping[str, Any], tokens: Tokens) -> dict[str, jax.Array]:
-        """Tokens as the modalities' own arrays: pixels, depth."""
+        """The modalities' own arrays (pixels, depth) of clean tokens."""
         decoded = {}
         for name, x_BNC in tokens.items():
             decoded[name] = self.modalities[name].codec.decode(x_BNC, self.grids[name])
@@ -124,7 +129,7 @@ class JointModel:
 
 
 class ModelConfig(Protocol):
-    """The parts of a config that a model depends on."""
+    """The parts of a config that a model is built from."""
 
     @property
     def modalities(self) -> Mapping[str, Modality]: ...
@@ -143,20 +148,22 @@ class ModelConfig(Protocol):
 
 
 class Resolution(Protocol):
+    """The part of the section `data` that a model is built from."""
+
     @property
     def resolution(self) -> tuple[int, int]:
         """(H, W) that the model sees."""
 
 
 def build_model(config: ModelConfig, platform: str | None = None) -> JointModel:
-    """The model of a config.
+    """Builds the model that a config describes.
 
     Args:
-      platform: that it is to run on, "cpu", "gpu" or "tpu", which "auto" values depend on; that of this process's
-        devices unless said.
+      platform: where it will run, "cpu", "gpu" or "tpu"; values that are "auto" depend on it. By default that of this
+        process's devices.
 
     Raises:
-      ValueError: what the platform cannot do, or a resolution that does not divide into tokens.
+      ValueError: an option that the platform does not support, or a resolution that does not divide into tokens.
     """
     modalities = {m.name: m for m in sorted(config.modalities.values(), key=lambda m: m.position)}
     platform = jax.default_backend() if platform is None else platform

@@ -1,9 +1,9 @@
-"""Configs: a Python file is loaded, completed with the defaults, overridden from the command line and checked.
+"""Loading of configs: from a Python file, completed with the defaults, overridden from the command line and checked.
 
 A config file is short: it has `get_config(argument="")` that returns what differs from the defaults, as a dict or a
-ConfigDict. The defaults live with the code that they configure, in the dataclasses that `Config` is made of; an unknown
-key is an error that names the nearest. `--config=FILE:ARGUMENT` passes an argument, `--config.train.steps=300`
-overrides a value.
+ConfigDict. The defaults live with the code that they configure, in the dataclasses that `Config` is made of. An unknown
+key is an error that names the nearest known one. `--config=FILE:ARGUMENT` passes an argument,
+`--config.train.steps=300` overrides a value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPEC = Section(Config)
 
 
 def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """Every section complete with its defaults, overrides applied, values checked.
+    """The checked Config of a raw mapping: defaults filled in, then overrides applied.
 
     Args:
       raw: what a config file returns, or `to_dict` of a Config.
@@ -40,7 +40,7 @@ def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
 
 
 def resolve_saved(raw: Mapping[str, Any], overrides: Sequence[str] = (), trusted: bool = False) -> Config:
-    """`resolve` of the config in a checkpoint or an export, which an older version may have written.
+    """The Config that is saved in a checkpoint or an export, which an older version may have written.
 
     Args:
       trusted: whether it may name modules to import, by a dotted kind.
@@ -56,7 +56,7 @@ def resolve_saved(raw: Mapping[str, Any], overrides: Sequence[str] = (), trusted
                 "the code of that module. If you trust it, say so with --trust-code (in Python trust_code=True)"
             )
     optimizer = dict(saved.get("optimizer", {}))
-    if optimizer.get("kind", "adamw") == "adamw":  # once a key of both kinds
+    if optimizer.get("kind", "adamw") == "adamw":  # older versions saved it for both kinds
         optimizer.pop("muon_learning_rate", None)
     return resolve(saved | {"optimizer": optimizer}, overrides)
 
@@ -67,7 +67,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """ConfigDicts to dicts and lists to tuples, all the way down: what a config is, however it was written."""
+    """The value with dicts in place of ConfigDicts and tuples in place of lists, at every level."""
     if isinstance(value, ConfigDict | FrozenConfigDict | Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -76,10 +76,10 @@ def _plain(value: Any) -> Any:
 
 
 def dotted_kinds(raw: Mapping[str, Any]) -> dict[str, str]:
-    """By modality, the kinds that are modules outside this package: what resolving a config imports.
+    """The modules outside this package that resolving a config imports: its dotted kinds, by modality.
 
     Args:
-      raw: as of `resolve`.
+      raw: as for `resolve`.
     """
     sections = raw.get("modalities")
     if not isinstance(sections, Mapping):
@@ -126,7 +126,7 @@ def _override(config: dict[str, Any], override: str) -> None:
 
 
 def _child(spec: Spec | None, section: Mapping[str, Any], name: str, where: str) -> Spec | None:
-    """How a key of a section is read; of a free mapping, which has no spec, any key is a plain value."""
+    """The spec of a key of a section; None in a free mapping, which has no spec and takes any key."""
     if spec is None:
         return None
     try:
@@ -139,7 +139,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     """The resolved config of "FILE.py" or "FILE.py:ARGUMENT".
 
     Raises:
-      ValueError: no such file, no `get_config` in it, or what `resolve` finds.
+      ValueError: no such file, not Python, no `get_config` in it, or an invalid config, as `resolve`.
     """
     file, _, argument = spec.partition(":")
     path = pathlib.Path(file)
@@ -158,7 +158,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def difference(saved: Config, now: Config) -> list[tuple[str, Any, Any]]:
-    """(key, saved value, present value) wherever two configs differ."""
+    """(key, saved value, present value) of every key in which two configs differ."""
     return _difference(to_dict(saved), to_dict(now), "")
 
 

@@ -1,4 +1,4 @@
-"""The sections checkpoint, init, sample and evaluate of a config; those of a component lie beside the component."""
+"""The config sections checkpoint, init, sample and evaluate; those of a component lie beside the component."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from mf_jax.configurable import check_at_least
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Attributes:
-    every: steps between checkpoints. keep: how many of the latest stay. keep_every: so do its multiples (0: none).
+    """How often checkpoints are saved, and which are kept.
+
+    Attributes:
+      every: steps between checkpoints. keep: how many of the latest are kept.
+      keep_every: checkpoints whose step is a multiple of it are kept as well (0: none).
     """
 
     every: int = 1000
@@ -25,12 +28,14 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """Attributes:
-    checkpoint: directory of a run, an import or an export that a new run starts from; "" starts from scratch. Arrays
-      are taken by path, where the shapes agree.
-    weights: "ema" or "params" of it; imports have one kind, which both mean.
-    clone: {path here: path there}: arrays under the first that the checkpoint lacks are copies of those under the
-      second. All others that it lacks are initialised as from scratch.
+    """Where a new run takes its initial weights from.
+
+    Attributes:
+      checkpoint: directory of a run, an import or an export that a new run starts from; "" starts from scratch. Arrays
+        are taken by path, where the shapes agree.
+      weights: which weights of the checkpoint, "ema" or "params"; an import has one set, and both mean it.
+      clone: {path here: path in the checkpoint}: arrays under the first that the checkpoint lacks are copies of those
+        under the second. All others that it lacks are initialised as from scratch.
     """
 
     checkpoint: str = ""
@@ -44,15 +49,15 @@ class InitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """Defaults of the sampler.
+    """Default options of the sampler.
 
     Attributes:
       steps: Euler steps. mu: shift of the grid.
       guidance: classifier-free guidance scale; modes that condition on the leading modality (i2d) use 1.
       guide: "all" guides every modality, as the official code does; the name of one ("image") only that.
-      log2_alpha: joint: warp of the schedule of all but the leading modality; above 0 the leading one, the image,
-        resolves first. 0 leaves all on one grid.
-      partial_log2_alpha: partial: the same; the smaller, the stronger the condition.
+      log2_alpha: in joint sampling, warp of the schedule of all but the leading modality; above 0 the leading one, the
+        image, resolves first. 0 leaves all on one grid.
+      partial_log2_alpha: the same in partial conditioning; the smaller, the stronger the condition.
     """
 
     steps: int = 50
@@ -70,12 +75,14 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Attributes:
-    split: of the data source. images: how many of it, from the first; 0 for all.
-    steps: Euler steps. batch: images at a time.
-    ensemble: samples per image that are joined into one prediction; ensemble_mode: how (evaluation/ensemble.py).
-    seed: of the sampling noise.
-    depth_range: metres to which the lstsq protocol clips (a choice per data set; Marigold: KITTI 1e-5 to 80, ...).
+    """Default options of an evaluation.
+
+    Attributes:
+      split: of the data source. images: how many of it, from the first; 0 for all.
+      steps: Euler steps. batch: images at a time.
+      ensemble: samples per image that are joined into one prediction; ensemble_mode: how (evaluation/ensemble.py).
+      seed: of the sampling noise.
+      depth_range: metres to which the lstsq protocol clips (a choice per data set; Marigold: KITTI 1e-5 to 80, ...).
     """
 
     split: str = "test"

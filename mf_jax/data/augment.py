@@ -1,4 +1,4 @@
-"""Variety from few frames: random windows, mirroring and colours, drawn anew each time an example is seen.
+"""Augmentation of frames: random windows, mirroring and colours, drawn anew each time an example is seen.
 
 Depth values never change. A window of a frame is what a camera of longer focal length sees from the same place: z along
 the optical axis is the same, and only the intrinsics, which are not part of an example, are others.
@@ -18,10 +18,12 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Attributes:
-    flip: mirror left to right, one time in two.
-    crop: a random window whose sides are at least this share of the largest one that fits in the frame; 1.0 is none.
-    colour: strength of the changes of the image's colours, 0.0 (none) to 1.0.
+    """The augmentations of training examples, and their strengths.
+
+    Attributes:
+      flip: mirror left to right, one time in two.
+      crop: a random window whose sides are at least this share of the largest one that fits in the frame; 1.0 is none.
+      colour: strength of the changes of the image's colours, 0.0 (none) to 1.0.
     """
 
     flip: bool = False
@@ -41,7 +43,7 @@ class AugmentConfig:
 def random_window(
     frame: tuple[int, int], resolution: tuple[int, int], smallest: float, rng: np.random.Generator
 ) -> tuple[slice, slice]:
-    """Rows and columns of a window with the aspect ratio of `resolution` (to a pixel), anywhere in the frame.
+    """Rows and columns of a random window of the frame with the aspect ratio of `resolution` (to a pixel).
 
     Its sides are those of the largest such window, times a share that is uniform in [smallest, 1].
 
@@ -56,7 +58,7 @@ def random_window(
 
 
 def jitter_colour(image_HW3: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Another exposure, white balance, contrast and saturation of the same picture.
+    """The picture with random changes of exposure, white balance, contrast and saturation.
 
     For strength s, in this order: each channel to a power of exp(-s/2) to exp(s/2), times 1-s/2 to 1+s/2; all times
     1-s to 1+s (brightness); distances from the mean grey times 1-s to 1+s (contrast); distances of the channels from

@@ -1,4 +1,4 @@
-"""The section `data` of a config: what a run reads, and what becomes of it before the model sees it."""
+"""The section `data` of a config: which records a run reads, and how examples are made of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from mf_jax.data.sparsify import KeepAll, Sparsifier
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Attributes:
-    source: where records come from: kind "procedural" or "folder", with its own keys.
-    resolution: (H, W) that the model sees.
-    sparsify: what depth loses in training: kind "none", "random", "lidar" or "holes", with its own keys.
-    augment: what is drawn anew each time an example is seen in training: flip, crop, colour, see AugmentConfig.
-    cache: keep records in memory once read, resized, in each worker: for folders of a few thousand frames.
-    workers: processes that make examples; 0 makes them in the training process.
+    """The source of records, and how examples are made of them.
+
+    Attributes:
+      source: where records come from: kind "procedural" or "folder", with its own keys.
+      resolution: (H, W) that the model sees, in pixels.
+      sparsify: how depth is thinned out in training: kind "none", "random", "lidar" or "holes", with its own keys.
+      augment: what is drawn anew each time an example is seen in training: flip, crop, colour, see AugmentConfig.
+      cache: keep records in memory once read, resized, in each worker: for folders of a few thousand frames.
+      workers: processes that make examples; 0 makes them in the training process.
     """
 
     source: SourceConfig = dataclasses.field(metadata=part(Kinds(SOURCES, required=True)))
@@ -42,6 +44,6 @@ class DataConfig:
         """The records of a split.
 
         Raises:
-          ValueError: a split that is not configured or empty, and what the source itself raises.
+          ValueError: a split that is not configured or empty, or whatever the source itself finds invalid.
         """
         return self.source.open(split, self.resolution)

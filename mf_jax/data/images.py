@@ -1,4 +1,4 @@
-"""Image, depth and mask files as arrays, with the format checked: frames for training, and files that users bring.
+"""Reading of image, depth and mask files as arrays, with checks of their format.
 
 A file is a picture that Pillow can read or, by its suffix, an array (.npy, .npz).
 
@@ -68,7 +68,7 @@ def read_image(path: str | Path, *, upright: bool) -> np.ndarray:
       (H,W,3) uint8. Grey is repeated, alpha dropped.
 
     Raises:
-      UnreadableFile: see there.
+      UnreadableFile: the file cannot be read, see there.
       ValueError: a picture of more than 8 bits; a TIFF with an orientation tag, unless upright.
     """
     mode, image_HW3 = _read_picture(Path(path), convert="RGB", upright=upright)
@@ -88,7 +88,7 @@ def read_depth(path: str | Path, npz_key: str | None = None, *, first_channel: b
       (H,W) of integers from a picture; of any real dtype from an array.
 
     Raises:
-      UnreadableFile: see there.
+      UnreadableFile: the file cannot be read, see there.
       ValueError: a picture that is not 16 bit with one channel, or a TIFF with an orientation tag; an array of another
         shape or dtype; an .npz with several arrays or without the one of npz_key.
     """

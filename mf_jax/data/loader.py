@@ -1,4 +1,4 @@
-"""Batches for training: shuffled, repeated, shared out over processes, made by worker processes.
+"""The training loader: shuffled, repeated batches, shared out over processes and made by worker processes.
 
 The examples form one endless stream, fixed by the seed and the number of records. Global batch k is positions
 k B to (k+1) B of it; a process makes those rows of it that its devices hold. So neither the number of processes nor
@@ -40,11 +40,11 @@ def build_train_loader(
     Args:
       batch_size: B.
       tokenizer: of captions. With workers it is pickled.
-      seed: of the order, the sparsifier and what is augmented.
-      rows: of each batch, those that this process makes, in order; all of them unless said.
+      seed: of the order, the sparsifier and the augmentation.
+      rows: of each batch, those that this process makes, in order; by default all.
 
     Raises:
-      ValueError: what the parts raise.
+      ValueError: as `DataConfig.open` and `TrainLoader`.
     """
     examples = Examples(
         data.open("train"),
@@ -69,7 +69,7 @@ class TrainLoader:
       batch_size: B.
       seed: of order and views; every epoch has others.
       workers: processes that make batches; 0 makes them in a thread of this process.
-      rows: (b,) of each batch, those that this process makes, in order; all of them unless said.
+      rows: (b,) of each batch, those that this process makes, in order; by default all.
 
     Raises:
       ValueError: no examples, or rows that are not of the batch. From next(): what reading an example raises, and
@@ -122,20 +122,20 @@ class TrainLoader:
 
     @property
     def position(self) -> int:
-        """How many examples all processes together have been given: the next position of the stream."""
+        """The next position of the stream: how many examples all processes together have made so far."""
         return self._position
 
     @property
     def epoch(self) -> float:
-        """How often the data has been seen."""
+        """Passes over the data so far, a fraction."""
         return self._position / len(self._examples)
 
     def get_state(self) -> dict[str, int]:
-        """The position, the same on every process, with what it depends on. Plain integers, for JSON."""
+        """The position, with the seed and number of records that it depends on; the same on every process, for JSON."""
         return {"position": self._position, "seed": self._seed, "records": len(self._examples)}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Continues from a state, with whatever numbers of workers and processes and whatever batch size.
+        """Continues from a state; numbers of workers and processes and batch size may differ from when it was saved.
 
         Raises:
           ValueError: the state is of another seed or of another number of records, hence of another order.

@@ -1,4 +1,4 @@
-"""Resizing that never invents depth: masked nearest for depth, area for images.
+"""Resizing of depth by masked nearest, which never mixes values, and of images by area.
 
 Legend: H, W source height and width in pixels; h, w target; y, x window rows and columns.
 """
@@ -31,7 +31,7 @@ def _axis_windows(source: int, target: int, grow: bool) -> tuple[np.ndarray, np.
 def masked_nearest_index(
     valid_HW: np.ndarray, size: tuple[int, int], grow: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each target cell, the valid pixel nearest to the cell's centre inside the cell's receptive field.
+    """Indices of the valid pixel nearest to each target cell's centre, inside the cell's receptive field.
 
     The receptive field is the cell itself, H/h by W/w source pixels, open on the left and top, closed on the
     right and bottom, so that a pixel feeds one cell only. Ties go to the upper, then the left pixel. This is
@@ -92,7 +92,7 @@ def masked_nearest(depth_HW: np.ndarray, valid_HW: np.ndarray, size: tuple[int, 
 
 
 def resize_image(image_HW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Area average when shrinking (no aliasing), bilinear when growing. uint8 in, uint8 (h,w,3) out."""
+    """An image at another size, uint8 (h,w,3): area average when shrinking (no aliasing), bilinear when growing."""
     h, w = size
     shrinks = h <= image_HW3.shape[0] and w <= image_HW3.shape[1]
     resample = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR

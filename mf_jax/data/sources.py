@@ -1,4 +1,4 @@
-"""What a source of records is, and the kinds that a config can choose: `kind` in data.source."""
+"""Sources of records: their interface, and the kinds that a config can choose (`kind` in data.source)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Source(Protocol):
 
 
 class SourceConfig(Protocol):
-    """The keys of one kind, a frozen dataclass."""
+    """The config of one kind of source, a frozen dataclass."""
 
     def open(self, split: str, resolution: tuple[int, int]) -> Source:
         """The records of a split.
@@ -42,7 +42,7 @@ class SourceConfig(Protocol):
           resolution: (H, W) that the model sees, for sources that make their records.
 
         Raises:
-          ValueError: a split that is not configured or empty, and what the source itself raises.
+          ValueError: a split that is not configured or empty, or whatever the source itself finds invalid.
         """
 
 

@@ -1,7 +1,7 @@
-"""From dense depth to what real sensors deliver: random points, LiDAR lines, maps with holes.
+"""Sparsifiers, which turn dense depth into what real sensors deliver: random points, LiDAR lines, maps with holes.
 
 A sparsifier only removes pixels. It draws from a generator seeded by the record, so a record keeps the same
-pixels in every epoch, as a recorded data set does: a model never sees the dense map by looking twice. `kind` in
+pixels in every epoch, as a recorded data set does, and epochs do not add up to the dense map. `kind` in
 data.sparsify chooses one; its other keys are the class's fields.
 
 Legend: H, W height and width in pixels.
@@ -18,10 +18,14 @@ from mf_jax.configurable import check_at_least
 
 
 class Sparsifier(Protocol):
-    """A frozen, picklable dataclass, called with depth (H, W) float32 metres and validity (H, W) bool."""
+    """Removes depth pixels; a frozen, picklable dataclass."""
 
     def __call__(self, depth_HW: np.ndarray, valid_HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The validity that is left, (H, W) bool, a subset of the one given."""
+        """The pixels that stay valid, (H, W) bool, a subset of those given.
+
+        Args:
+          depth_HW: float32 metres. valid_HW: bool, where depth was measured. rng: seeded by the record.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ class RandomPixels:
 
 @dataclasses.dataclass(frozen=True)
 class LidarLines:
-    """A spinning scanner at the camera: lines of equal elevation, evenly spaced in angle.
+    """Keeps the lines of a spinning scanner at the camera: lines of equal elevation, evenly spaced in angle.
 
     The camera is taken to have its focal length equal to its height (a vertical field of view of 53 degrees).
     A direction of azimuth a and elevation e is then seen at column W/2 + H tan a and row H/2 - H tan e / cos a,
@@ -95,7 +99,7 @@ class LidarLines:
 
 @dataclasses.dataclass(frozen=True)
 class Holes:
-    """A structured-light or time-of-flight camera: nothing at depth edges, nothing far away, a few blind spots.
+    """Removes what a structured-light or time-of-flight camera misses: depth edges, far surfaces, a few blind spots.
 
     Attributes:
       edge: pixels whose depth differs from a neighbour's by more than this ratio are lost, both of them.

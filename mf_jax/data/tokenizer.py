@@ -1,4 +1,4 @@
-"""From a prompt to the fields of an example that a text encoder reads.
+"""Tokenizers: from a prompt to the fields of an example that a text encoder reads.
 
 `ByteTokenizer` goes with the encoder that is trained with the model: no vocabulary file, no download, every language.
 The others go with frozen encoders, and read the tokenizer.json that lies beside the published weights.
@@ -14,7 +14,7 @@ import tokenizers
 
 
 class Tokenizer(Protocol):
-    """A text to the fields of an example that a text encoder reads."""
+    """Turns a text into the fields of an example that its text encoder reads."""
 
     @property
     def limit(self) -> str:
@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
         """Number of ids; every id is below it."""
 
     def fields(self, text: str) -> dict[str, np.ndarray]:
-        """What an example carries of a text: text_ids (L,) int32, and text_mask (L,) bool if the encoder needs it.
+        """The fields of a text: text_ids (L,) int32, and text_mask (L,) bool if the encoder needs it.
 
         Raises:
           ValueError: the text is too long. A prompt is never cut silently.
@@ -84,7 +84,7 @@ class ByteTokenizer:
 
 
 class _PublishedTokenizer:
-    """A tokenizer.json and what its encoder expects around the text.
+    """The tokenizer of a published text encoder: its tokenizer.json, and what the encoder expects around the text.
 
     Args:
       folder: of the published checkpoint, holding tokenizer.json.
@@ -167,7 +167,7 @@ class _PublishedTokenizer:
 
 
 class Qwen3Tokenizer(_PublishedTokenizer):
-    """The prompt as the one message of a chat that the assistant is to answer without thinking, as FLUX.2 has it."""
+    """Qwen3's: the prompt as the only message of a chat, to be answered without thinking, as in FLUX.2."""
 
     before = "<|im_start|>user\n"
     after = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -176,7 +176,7 @@ class Qwen3Tokenizer(_PublishedTokenizer):
 
 
 class UMT5Tokenizer(_PublishedTokenizer):
-    """The prompt and the end-of-sequence token."""
+    """UMT5's: the prompt and the end-of-sequence token."""
 
     end = ("</s>",)
     pad = "<pad>"

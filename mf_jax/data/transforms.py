@@ -1,9 +1,9 @@
-"""From a record of a source to the example that the model trains on, in two steps.
+"""Transforms of records of a source into examples that the model trains on, in two steps.
 
-`Examples` is what is the same every time: reading and resizing to a working resolution, which can be cached. `View` is
-what differs from one time to the next.
+`Examples` does what is the same every time: reading and resizing to a working resolution, which can be cached. `View`
+does what is drawn anew each time: windows, mirroring, colours.
 
-Legend: B batch, H W height and width in pixels, L text length in bytes.
+Legend: H W height and width in pixels, L text length in ids.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _WORKING_PIXEL = 0.5
 
 
 def example_shapes(resolution: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
-    """Shape and dtype of every field that an example has for the model, but those of its text."""
+    """Shape and dtype of every field of an example that the model reads, except those of its text."""
     H, W = resolution
     return {"image": ((H, W, 3), np.uint8), "depth": ((H, W), np.float32), "depth_valid": ((H, W), np.bool_)}
 
@@ -69,7 +69,7 @@ class Examples:
         self._cache: dict[int, Example] | None = {} if cache else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is cached: a worker reads for itself."""
+        """The state for pickling, without the cached examples: a worker reads for itself."""
         return self.__dict__ | {"_cache": None if self._cache is None else {}}
 
     def __len__(self) -> int:
@@ -119,14 +119,15 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """An example as the model sees it this time: a window of it, through its sensor, mirrored, in other colours.
+    """Augments and sparsifies an example: a random window, fewer depth pixels, mirrored, in other colours.
 
     Sparsifying comes after all resizing: the fraction then is a fraction of what the model sees. Before it, resizing
     would undo it, since nearly every large cell still holds one valid pixel. It is drawn from (seed, index), so that a
     record keeps its pixels; with crops it keeps the pattern, which falls on other points of the scene in each window.
 
     Attributes:
-      resolution: (H, W) of the result. augment: what is drawn anew. sparsifier: of mf_jax.data.sparsify; seed: its.
+      resolution: (H, W) of the result. augment: what is drawn anew.
+      sparsifier: of mf_jax.data.sparsify. seed: of the sparsifier.
     """
 
     resolution: tuple[int, int]
@@ -135,10 +136,10 @@ class View:
     seed: int
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The contract of `Examples`, with (H, W) = resolution. The example itself is not changed.
+        """A new example with the fields of `Examples`, at (H, W) = resolution; the one given is not changed.
 
         Args:
-          rng: of this position of the stream.
+          rng: generator of this position of the stream.
         """
         image_HW3, depth_HW, valid_HW = example["image"], example["depth"], example["depth_valid"]
         mirrored = self.augment.flip and rng.random() >= 0.5

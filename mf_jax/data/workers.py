@@ -1,4 +1,4 @@
-"""Batches made ahead of time, by worker processes or by a thread, always in order.
+"""Prefetching: batches made ahead of time by worker processes or by a thread, always in order.
 
 Worker w of W makes batches w, w + W, w + 2 W and so on, and sends each through its own pipe; a thread here reads the
 pipes in turn. Workers hold no state, so they are killed to stop them, and stopping takes no time. They are shielded
@@ -101,7 +101,7 @@ def _start(batches: Batches, workers: int) -> tuple[list[BaseProcess], list[Conn
 
 
 def _work(pickled: bytes, worker: int, workers: int, sender: Connection) -> None:
-    """A worker process."""
+    """The body of a worker process: makes its batches until the parent ends it."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     # grain imports jax. A worker has no use for a device, and must not take one from the parent.
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -123,7 +123,7 @@ def _work(pickled: bytes, worker: int, workers: int, sender: Connection) -> None
 
 
 def _send(sender: Connection, item: Any) -> None:
-    """Arrays go as they are, not copied into a pickle (protocol 5)."""
+    """Sends an item; arrays are sent as they are, not copied into a pickle (protocol 5)."""
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(item, protocol=5, buffer_callback=buffers.append)
     sender.send((head, len(buffers)))

@@ -12,7 +12,7 @@ from mf_jax.diffusion.path import per_token
 
 
 def loss_mask(valid_BNC: jax.Array, t_B: jax.Array) -> jax.Array:
-    """Entries that are supervised: measured, and not pinned at t = 0, where the velocity cannot be known (B, N, C)."""
+    """Token entries with a loss, (B, N, C): measured, and not pinned at t = 0, where the velocity cannot be known."""
     return valid_BNC & (per_token(t_B) > 0.0)
 
 
@@ -25,10 +25,15 @@ def squared_error(
     prediction: str,
     t_floor: float,
 ) -> jax.Array:
-    """Sum over each example of the squared velocity error, in float32 (B,).
+    """Squared velocity error summed over each example, float32 (B,).
 
     "v": |y - (eps - x_0)|^2 (eq. 6). "x": |y - x_0|^2 / max(t, t_floor)^2, which is eq. 7 with a floor under t.
     Masked-out entries add exactly nothing to the sum or to its gradient, whatever they hold.
+
+    Args:
+      y_BNC: raw network output. x0_BNC: clean tokens. eps_BNC: noise. t_B: noise levels.
+      mask_BNC: bool, the entries that count; see `loss_mask`.
+      prediction: what y is, "x" (clean tokens) or "v" (velocity).
     """
     y_BNC = y_BNC.astype(jnp.float32)
     if prediction == "v":

@@ -38,9 +38,11 @@ class LogitNormal:
         _check(self.mu, self.sigma)
 
     def quantile(self, u_B: jax.Array) -> jax.Array:
+        """Inverse of `cdf`: probabilities in (0, 1) to noise levels t_B."""
         return jax.nn.sigmoid(self.mu + self.sigma * ndtri(u_B))
 
     def cdf(self, t_B: jax.Array) -> jax.Array:
+        """Probability of a noise level of at most t."""
         return ndtr((logit(t_B) - self.mu) / self.sigma)
 
 
@@ -48,7 +50,7 @@ class LogitNormal:
 class PlateauLogitNormal:
     """Logit-normal density up to its mode t*, constant from there to t = 1, renormalised: the depth's noise level.
 
-    The shift comes first, the plateau after it (the FLUX.2 report's definition): the high-noise end is never starved.
+    The shift comes first, the plateau after it (the FLUX.2 report's definition), so high noise stays frequent.
     For mu = 1.1, sigma = 1: t* = 0.86074 and P(t <= t*) = 0.68157.
 
     Attributes:
@@ -86,10 +88,12 @@ class PlateauLogitNormal:
 
     @property
     def probability_below_mode(self) -> float:
+        """P(t <= t*)."""
         below, plateau = self._mass
         return below / (below + plateau)
 
     def quantile(self, u_B: jax.Array) -> jax.Array:
+        """Inverse of `cdf`: probabilities in (0, 1) to noise levels t_B."""
         below, plateau = self._mass
         p = self.probability_below_mode
         rising = jax.nn.sigmoid(self.mu + self.sigma * ndtri(jnp.minimum(u_B, p) * (below + plateau)))
@@ -97,6 +101,7 @@ class PlateauLogitNormal:
         return jnp.where(u_B < p, rising, flat)
 
     def cdf(self, t_B: jax.Array) -> jax.Array:
+        """Probability of a noise level of at most t."""
         below, plateau = self._mass
         rising = ndtr((logit(jnp.minimum(t_B, self.mode)) - self.mu) / self.sigma) / (below + plateau)
         p = self.probability_below_mode
@@ -108,7 +113,7 @@ DISTRIBUTIONS = {"logit_normal": LogitNormal, "plateau_logit_normal": PlateauLog
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """A training case: how often it is drawn, and which modalities it holds clean (t = 0), as conditions.
+    """A training case: its probability, and the modalities that it holds clean (t = 0) as conditions.
 
     Attributes:
       probability: of the case; those of all modes sum to 1. clean: names of the modalities that it holds clean.
@@ -127,10 +132,10 @@ def draw(
     distributions: dict[str, LogitNormal | PlateauLogitNormal],
     modes: dict[str, Mode],
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Noise level of every modality, independent of each other, and the mode of every example (section 3).
+    """Draws the noise level of every modality, independently, and the mode of every example (section 3 of the paper).
 
     Args:
-      key_B: one key per example, so that an example's draw does not depend on the batch it stands in.
+      key_B: one key per example, so that an example's draw does not depend on the rest of the batch.
       distributions: by modality. modes: by name; their probabilities sum to 1.
 
     Returns:

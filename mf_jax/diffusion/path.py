@@ -1,4 +1,4 @@
-"""The straight path between data and noise, and the conversions between what a network predicts along it.
+"""The linear path between data and noise, and the conversions between outputs, velocities and clean tokens on it.
 
 Legend: B batch, N tokens, C channels per token. t_B is the noise level, 0 clean and 1 pure noise.
 Convention (that of the FLUX weights): x_t = (1 - t) x_0 + t eps and u = dx_t/dt = eps - x_0. The paper's eq. 5 uses
@@ -14,7 +14,7 @@ PREDICTIONS = ("x", "v")
 
 
 def per_token(t_B: jax.Array) -> jax.Array:
-    """(B,) -> (B, 1, 1), to broadcast over tokens and channels."""
+    """Noise levels broadcastable over tokens and channels: (B,) -> (B, 1, 1)."""
     return t_B[:, None, None]
 
 

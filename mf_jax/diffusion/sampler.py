@@ -1,4 +1,4 @@
-"""One Euler sampler for every task: which modality is generated, and when, is a matter of its schedule and its role.
+"""The Euler sampler of all tasks: the schedule and role of a modality say whether and when it is generated.
 
 Roles: a *target* starts as noise and is denoised; a *condition* is held clean at t = 0; a *renoised* condition is shown
 at the noise level of its schedule, x_t = (1 - t) x_cond + t eps (partial conditioning, section 5 of the paper).
@@ -32,7 +32,7 @@ def euler(
     guidance: Mapping[str, float],
     t_floor: float,
 ) -> Tokens:
-    """Integrate every target from noise to data; the last step returns the predicted clean tokens.
+    """Integrates every target from noise to data; the last step returns the predicted clean tokens.
 
     Args:
       predict: raw network outputs by modality.

@@ -11,7 +11,10 @@ import numpy as np
 
 
 def shift(t: np.ndarray, mu: float, sigma: float = 1.0) -> np.ndarray:
-    """t' = e^mu / (e^mu + (1/t - 1)^sigma). 0 and 1 are fixed points; mu > 0 spends more steps at high noise."""
+    """Shifted noise levels t' = e^mu / (e^mu + (1/t - 1)^sigma).
+
+    0 and 1 are fixed points; mu > 0 spends more steps at high noise.
+    """
     t = np.asarray(t, np.float64)
     with np.errstate(divide="ignore"):
         odds = np.power(1.0 / t - 1.0, sigma)
@@ -19,7 +22,7 @@ def shift(t: np.ndarray, mu: float, sigma: float = 1.0) -> np.ndarray:
 
 
 def warp(t: np.ndarray, log2_alpha: float) -> np.ndarray:
-    """f_alpha(t) = alpha t / (1 + (alpha - 1) t), alpha = 2^log2_alpha. alpha > 1 stays noisier for longer."""
+    """Warped noise levels alpha t / (1 + (alpha - 1) t), alpha = 2^log2_alpha; alpha > 1 stays noisier for longer."""
     t, alpha = np.asarray(t, np.float64), 2.0**log2_alpha
     return alpha * t / (1.0 + (alpha - 1.0) * t)
 
@@ -49,7 +52,7 @@ def schedules(
     log2_alpha = log2_alpha or {}
     for name in [*pinned, *log2_alpha]:
         if name not in modalities:
-            raise ValueError(f"unknown modality {name!r} in a schedule; there are {', '.join(modalities)}")
+            raise ValueError(f"unknown modality {name!r} in a schedule; there are: {', '.join(modalities)}")
     linear = np.linspace(1.0, 0.0, steps + 1)
 
     def own(name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a modality is: a codec, a noise distribution, a prediction type and a loss weight under one name.
+"""Modalities: a codec, a noise distribution, a prediction type and a loss weight under one name.
 
 Everything else in the program is written once, over a mapping keyed by modality name.
 
@@ -20,7 +20,10 @@ from mf_jax.models.frozen import Batch, FrozenAutoencoder
 
 
 class Codec(Protocol):
-    """Between a batch and tokens. What a frozen network makes of a batch is in it already when `encode` reads it."""
+    """Conversion between a batch and tokens, as a frozen dataclass: its fields are options in the config.
+
+    If the modality has a frozen network, the fields that it adds are in the batch when `encode` reads it.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
@@ -29,7 +32,11 @@ class Codec(Protocol):
         """Channels of a token."""
 
     def grid(self, resolution: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of tokens for an (H, W) input; ValueError if it does not divide."""
+        """(rows, columns) of tokens for an (H, W) input.
+
+        Raises:
+          ValueError: the resolution does not divide into tokens.
+        """
 
     def encode(self, batch: Batch) -> jax.Array:
         """Clean tokens x_BNC, float32, row-major."""
@@ -38,19 +45,19 @@ class Codec(Protocol):
         """Which token entries were measured, bool (B, N, C). Missing ones are noise in the input and have no loss."""
 
     def decode(self, x_BNC: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Tokens back to the modality's own array, (B, H, W, ...); a missing entry is 0 in them."""
+        """The modality's own array, (B, H, W, ...), of clean tokens, which are 0 where nothing was measured."""
 
     def condition(self, value: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
-        """The batch fields, stretched to (H, W), of a condition that a user gives for one example or for several.
+        """The batch fields of a condition that a user gives, for one example or for several, resized to (H, W).
 
         Raises:
-          ValueError: a shape, type or value that cannot be a condition.
+          ValueError: an invalid shape, type or value.
         """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SharedOptions:
-    """What the config says of every modality, whatever its codec.
+    """The options that every modality has, whatever its codec.
 
     Attributes:
       position: its coordinate on the modality axis of the rotary embedding; the lowest one leads.
@@ -88,9 +95,9 @@ class Modality(SharedOptions):
         check_at_least(where, self, position=0, weight=0, decoder_blocks=0)
 
     def network(self, dtype: jnp.dtype) -> FrozenAutoencoder | None:
-        """The frozen network that the codec reads the result of, computing in `dtype`; None where it needs none.
+        """The frozen network whose output the codec reads, computing in `dtype`; None if the codec needs none.
 
-        A codec that does has a method `network(dtype)`.
+        A codec that needs one has a method `network(dtype)`.
         """
         make = getattr(self.codec, "network", None)
         return make(dtype) if make is not None else None

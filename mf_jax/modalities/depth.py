@@ -31,7 +31,7 @@ def unit_mean(depth_BHW: jax.Array, valid_BHW: jax.Array) -> jax.Array:
 
 
 def contract(d: jax.Array) -> jax.Array:
-    """z = d for |d| <= 1, sign(d) (2 - 1/|d|) beyond: [0, inf) to [0, 2) (mip-NeRF 360 in one dimension)."""
+    """Contraction of [0, inf) to [0, 2) (mip-NeRF 360 in one dimension): d for |d| <= 1, sign(d) (2 - 1/|d|) beyond."""
     magnitude = jnp.maximum(jnp.abs(d), 1.0)
     return jnp.where(jnp.abs(d) <= 1.0, d, jnp.sign(d) * (2.0 - 1.0 / magnitude))
 
@@ -44,7 +44,7 @@ def expand(z: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """`batch["depth"]` (B, H, W), any unit, with `batch["depth_valid"]` bool (B, H, W) <-> tokens.
+    """Depth in pixel space: `depth` (B, H, W), any unit, with `depth_valid` bool (B, H, W), to tokens and back.
 
     Attributes:
       patch: side of a patch in pixels.
@@ -72,7 +72,7 @@ class Codec:
         return expand(jnp.clip(z, -1.0, 2.0 - 1.0 / MAX_RATIO))
 
     def condition(self, value: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
-        """`depth` and `depth_valid` of a map (H, W) or of several (B, H, W), any unit; 0, negative, NaN, inf: missing.
+        """`depth` and `depth_valid` of a map (H, W) or several (B, H, W), any unit; 0, negative, NaN, inf are missing.
 
         Raises:
           ValueError: another shape, or a map without a valid pixel.

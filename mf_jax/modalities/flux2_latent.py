@@ -29,7 +29,7 @@ from mf_jax.storage.safetensors_files import TensorFiles
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """`batch["image_latent"]` float (B, h, w, C), normalised and packed, <-> tokens, one per latent, row-major.
+    """Images as latents: `image_latent` float (B, h, w, C), normalised and packed, to tokens, row-major, and back.
 
     Attributes:
       checkpoint: the autoencoder's file, or a directory with ae_encoder.safetensors and ae_decoder.safetensors, or with
@@ -48,7 +48,7 @@ class Codec:
         return grid_of(resolution, self.reduction, "image latent")
 
     def encode(self, batch: dict[str, jax.Array]) -> jax.Array:
-        """Float32 (B, N, C).
+        """Tokens, one per latent, float32 (B, N, C).
 
         Raises:
           ValueError: latents of another number of channels.
@@ -62,7 +62,7 @@ class Codec:
         return batch["image_latent"].astype(jnp.float32).reshape(B, h * w, C)
 
     def valid(self, batch: dict[str, jax.Array]) -> jax.Array:
-        """Bool (B, N, C); the image itself will do, where its latents are not made yet."""
+        """All true, (B, N, C); computed from `image` where the batch has no latents yet."""
         if "image_latent" in batch:
             B, h, w, _ = batch["image_latent"].shape
         else:
@@ -78,7 +78,7 @@ class Codec:
         return Autoencoder(self, dtype)
 
     def condition(self, value: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
-        """`image`, which the autoencoder adds the latents to; as `image_field`."""
+        """The field `image`, see `image_field`; the autoencoder makes the latents of it."""
         return image_field(value, resolution)
 
 
@@ -86,7 +86,8 @@ class Codec:
 class Autoencoder:
     """The frozen network: `image` uint8 (B, H, W, 3) to `image_latent`, and latents to uint8 pixels.
 
-    Attributes: published: it has the sizes of the published network and no files; see `as_published`.
+    Attributes:
+      published: use the sizes of the published network and no files; see `as_published`.
     """
 
     codec: Codec

@@ -16,7 +16,7 @@ from mf_jax.modalities.patches import grid_of, patchify, unpatchify
 
 
 def image_field(image: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.ndarray]:
-    """`image` of a picture uint8 (H, W, 3) or of several (B, H, W, 3), stretched to the resolution.
+    """The batch field `image` of a picture uint8 (H, W, 3) or several (B, H, W, 3), resized to the resolution.
 
     Raises:
       ValueError: another shape or type.
@@ -32,7 +32,7 @@ def image_field(image: np.ndarray, resolution: tuple[int, int]) -> dict[str, np.
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """`batch["image"]` uint8 (B, H, W, 3) <-> tokens. Every pixel is measured.
+    """RGB pixels: `image` uint8 (B, H, W, 3) to tokens and back; every pixel is measured.
 
     Attributes:
       patch: side of a patch in pixels.

@@ -1,4 +1,4 @@
-"""Between pixel arrays and tokens: non-overlapping patches, row-major, channels in the order (row, column, channel).
+"""Patches: pixel arrays to tokens and back, without overlap, row-major, channels in the order (row, column, channel).
 
 Legend: B batch, H W pixels, K channels per pixel, N tokens, C = P * P * K channels per token.
 """
@@ -26,14 +26,14 @@ def grid_of(resolution: tuple[int, int], patch: int, name: str) -> tuple[int, in
 
 
 def patchify(x_BHWK: jax.Array, patch: int) -> jax.Array:
-    """(B, H, W, K) -> (B, N, P * P * K)."""
+    """Pixels to patches: (B, H, W, K) -> (B, N, P * P * K)."""
     B, H, W, K = x_BHWK.shape
     x = x_BHWK.reshape(B, H // patch, patch, W // patch, patch, K)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, (H // patch) * (W // patch), patch * patch * K)
 
 
 def unpatchify(x_BNC: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
-    """(B, N, P * P * K) -> (B, H, W, K)."""
+    """Inverse of `patchify`: (B, N, P * P * K) -> (B, H, W, K)."""
     B, _, C = x_BNC.shape
     rows, columns = grid
     x = x_BNC.reshape(B, rows, columns, patch, patch, C // (patch * patch))

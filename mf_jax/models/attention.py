@@ -1,6 +1,6 @@
-"""Bidirectional attention, by one of several kernels that agree: softmax in float32, grouped key/value heads.
+"""Bidirectional attention, by a choice of equivalent kernels: softmax in float32, grouped key/value heads.
 
-    xla      products and softmax as they stand, anywhere; the only one that takes a bias
+    xla      plain products and softmax, on any platform; the only one that takes a bias
     splash   Pallas kernel for TPUs that never holds the logits; "splash_interpret" runs it step by step on a CPU
     cudnn    the fused kernel of cuDNN, for bfloat16 on NVIDIA GPUs
 
@@ -33,7 +33,7 @@ KEY_AXES = ("batch", "key_sequence", "kv_heads", "head")
 
 
 def kernel_for(name: str, platform: str, dtype: jnp.dtype) -> str:
-    """The kernel that a config means, on a platform ("cpu", "gpu", "tpu").
+    """The kernel that `model.attention` of a config selects on a platform ("cpu", "gpu", "tpu").
 
     Raises:
       ValueError: an unknown name, or a kernel that cannot run there.
@@ -67,9 +67,9 @@ def attention(
 
     Args:
       kernel: see the top of the file.
-      valid_BM: keys that are seen, all without it. A query that sees no key at all has a finite, meaningless result.
-      bias: float32 (B or 1, K or 1, N, M), for "xla" alone; HIDDEN where the key must not be seen.
-      scale: of the logits, E^-0.5 without it.
+      valid_BM: bool, keys that are attended to; all by default. A query without any has a finite, meaningless result.
+      bias: of the logits, float32 (B or 1, K or 1, N, M), for "xla" alone; HIDDEN where a key must not be seen.
+      scale: of the logits, E^-0.5 by default.
 
     float32 inputs are multiplied as such, also where the device would by default use fewer bits.
     """
@@ -84,7 +84,7 @@ def attention(
 
 
 def _xla(q, k, v, valid_BM, bias, scale):
-    """The definition, as XLA makes it."""
+    """Attention by plain products and softmax, which XLA compiles."""
     B, N, H, E = q.shape
     M, K = k.shape[1:3]
     if sharding.is_split("sequence") or sharding.is_split("heads"):
@@ -112,7 +112,7 @@ def _xla(q, k, v, valid_BM, bias, scale):
 
 
 def _fused(q, k, v, kernel, valid_BM, scale):
-    """A kernel that the compiler cannot split, called on each device's part of the arrays."""
+    """Attention by a kernel that the compiler cannot split, called on each device's part of the arrays."""
     heads, kv_heads = (sharding.spec(axes)[2] for axes in (QUERY_AXES, KEY_AXES))
     kv_axes: tuple[str | None, ...] = KEY_AXES
     if heads is None:

@@ -1,7 +1,7 @@
 """The FLUX.2 autoencoder: pixels to packed, normalised latents at 1/16 of the resolution and back.
 
 It is frozen: the statistics of its latents are among its parameters, and nothing here is updated. Encoder and decoder
-are modules of their own; training needs the encoder alone. `interop/autoencoder.py` reads and writes published weights.
+are modules of their own; training needs the encoder alone. `autoencoder_weights.py` has the published files.
 
 Legend: B batch, H W pixels, h w latents after packing, C channels, Z = 4 `latent` packed channels.
 """
@@ -24,7 +24,7 @@ LATENT_EPS = 1e-4  # added to the variance of the latents
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """The published network by default.
+    """The sizes of an autoencoder; by default those of the published one.
 
     Attributes:
       channels: of the first level; multipliers: of each level, highest resolution first.
@@ -68,7 +68,7 @@ class AutoencoderConfig:
 
 
 def pack(x_BHWC: jax.Array) -> jax.Array:
-    """2x2 neighbours to channels: (B, 2h, 2w, C) -> (B, h, w, 4C), channels in the order (channel, row, column)."""
+    """2x2 neighbours as channels: (B, 2h, 2w, C) -> (B, h, w, 4C), channels in the order (channel, row, column)."""
     B, H, W, C = x_BHWC.shape
     return x_BHWC.reshape(B, H // 2, 2, W // 2, 2, C).transpose(0, 1, 3, 5, 2, 4).reshape(B, H // 2, W // 2, 4 * C)
 
@@ -114,7 +114,7 @@ def _inner_conv(features: int, dtype: jnp.dtype, name: str, size: int = 3, strid
 
 
 def _norm(dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """Statistics in float32, in two passes: one loses the variance of nearly uniform images."""
+    """Group norm. Statistics in float32, in two passes: one pass loses the variance of nearly uniform images."""
     return nn.GroupNorm(
         GROUPS,
         epsilon=1e-6,
@@ -180,14 +180,20 @@ class LatentStatistics(nn.Module):
         self.var = statistic("var", nn.initializers.ones)
 
     def normalise(self, x_BhwZ: jax.Array) -> jax.Array:
+        """Latents of mean 0 and variance 1 per channel, float32."""
         return (x_BhwZ.astype(jnp.float32) - self.mean) / jnp.sqrt(self.var + LATENT_EPS)
 
     def restore(self, x_BhwZ: jax.Array) -> jax.Array:
+        """Inverse of `normalise`."""
         return x_BhwZ.astype(jnp.float32) * jnp.sqrt(self.var + LATENT_EPS) + self.mean
 
 
 class Encoder(nn.Module):
-    """Attributes: dtype: of the compute; parameters are float32."""
+    """The encoder, images to latents.
+
+    Attributes:
+      dtype: of the compute; parameters are float32.
+    """
 
     config: AutoencoderConfig
     dtype: jnp.dtype = jnp.float32
@@ -223,7 +229,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Attributes: dtype: of the compute; parameters are float32."""
+    """The decoder, latents to images.
+
+    Attributes:
+      dtype: of the compute; parameters are float32.
+    """
 
     config: AutoencoderConfig
     dtype: jnp.dtype = jnp.float32

@@ -1,4 +1,4 @@
-"""Forward FLOPs of the FLUX.2 autoencoder by formula from its sizes, 2 per multiply-add, attention counted in full.
+"""Forward FLOPs of the FLUX.2 autoencoder, computed from its sizes: 2 per multiply-add, attention in full.
 
 Counted are convolutions and matrix products, with the taps that lie on a border of zeros. Left out are norms and
 activations.
@@ -12,7 +12,7 @@ from mf_jax.models.autoencoder import AutoencoderConfig
 
 
 def autoencoder(config: AutoencoderConfig, resolution: tuple[int, int]) -> tuple[int, int]:
-    """(encoder, decoder) of the FLUX.2 autoencoder for an image of (H, W)."""
+    """Forward FLOPs of (encoder, decoder) for one image of (H, W)."""
     return _encoder(config, *resolution), _decoder(config, *resolution)
 
 

@@ -1,4 +1,4 @@
-"""The FLUX.2 autoencoder's published files.
+"""The published weight files of the FLUX.2 autoencoder: their layouts, and their weight tables.
 
 Two layouts hold the same tensors: ae_encoder.safetensors and ae_decoder.safetensors without a prefix, each with the
 statistics of the latents (bn.*), and Black Forest Labs' one file with the prefixes "encoder." and "decoder." and the
@@ -31,9 +31,10 @@ COMBINED_FILE = "ae.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What a file holds.
+    """The contents of a published file.
 
     Attributes:
+      config: sizes of the network.
       parts: "encoder", "decoder" or both.
       combined: whether the names have prefixes.
     """
@@ -112,10 +113,10 @@ def _decoder(config: AutoencoderConfig) -> list[Entry]:
 
 
 def published_files(path: str | Path) -> list[Path]:
-    """The file, or those in a directory that make up an autoencoder.
+    """The files of an autoencoder: the file itself, or those in a directory.
 
     Raises:
-      ValueError: they are not there.
+      ValueError: the files do not exist.
     """
     path = Path(path)
     if path.is_file():
@@ -135,7 +136,7 @@ def inspect(shapes: Shapes) -> Published:
       shapes: of all its tensors, by name.
 
     Raises:
-      ValueError: tensors of something else, or one that is missing, mis-shaped or not part of this network, by name.
+      ValueError: tensors of another model, or one that is missing, mis-shaped or not part of this network, by name.
     """
     parts: tuple[str, ...]
     if any(name.startswith(("encoder.", "decoder.")) for name in shapes):
@@ -170,7 +171,10 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
 
 
 def _config_of(shapes: Shapes, part: str, prefix: str) -> AutoencoderConfig:
-    """The decoder's shapes tell channels only times multipliers: their greatest common divisor is taken."""
+    """The config that the shapes imply.
+
+    The decoder's give only channels times multipliers; the channels are then their greatest common divisor.
+    """
     level_name = prefix + {ENCODER: "down", DECODER: "up"}[part] + ".{}.block.{}.conv1.weight"
 
     def outputs(name: str) -> int:

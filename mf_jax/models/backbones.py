@@ -1,4 +1,4 @@
-"""The transformers that a config can choose: `kind` in its section `model`, whose other keys are the class's fields."""
+"""The transformers that a config can choose: `kind` in the section `model`; its other keys are the class's fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mf_jax.models.stream import Stream
 
 
 def compute_dtype(name: str, platform: str) -> jnp.dtype:
-    """ "auto" is bfloat16 on accelerators and float32 on CPUs (platform "cpu").
+    """The dtype of the compute; "auto" is bfloat16 on accelerators and float32 on CPUs (platform "cpu").
 
     Raises:
       ValueError: another name than "auto", "float32", "bfloat16".
@@ -30,7 +30,7 @@ def compute_dtype(name: str, platform: str) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a transformer is computed, whichever it is.
+    """The compute options that every transformer has.
 
     Attributes:
       dtype: "auto", "float32" or "bfloat16", see `compute_dtype`. Parameters and losses are float32.
@@ -50,10 +50,10 @@ class Compute:
         remat.check(self.remat)
 
     def on(self, platform: str) -> dict[str, Any]:
-        """The fields of a module, on a platform.
+        """The module's fields dtype, attention and remat, with "auto" resolved for a platform.
 
         Raises:
-          ValueError: what this platform cannot do.
+          ValueError: an option that this platform does not support.
         """
         dtype = compute_dtype(self.dtype, platform)
         remat.check(self.remat, platform)
@@ -66,12 +66,12 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True)
 class FlatDiTConfig(Compute):
-    """The flat-token transformer of the from-scratch family, which `width` alone scales (section 4 of the paper).
+    """The flat-token transformer of the from-scratch family, scaled by `width` alone (section 4 of the paper).
 
     Attributes:
       width: channels of a token. layers: blocks of the trunk.
-      heads: 0 makes them 128 channels each. kv_heads: 0 makes them a quarter of the heads, which fits the parameter
-        counts of the paper; it gives neither.
+      heads: query heads; 0 for one per 128 channels. kv_heads: key/value heads; 0 for a quarter of the heads, which
+        fits the paper's parameter counts; the paper gives neither.
       mlp_ratio: hidden width of the gated MLP, in widths.
     """
 
@@ -98,6 +98,7 @@ class FlatDiTConfig(Compute):
         return heads, self.kv_heads or max(heads // 4, 1)
 
     def module(self, streams: tuple[Stream, ...], platform: str) -> nn.Module:
+        """The flax module for these modalities, to run on a platform."""
         heads, kv_heads = self.head_counts
         return FlatDiT(
             streams=streams,
@@ -112,7 +113,7 @@ class FlatDiTConfig(Compute):
 
 @dataclasses.dataclass(frozen=True)
 class Flux2Config(Compute):
-    """FLUX.2 with a stream per modality, the released 9B sizes by default.
+    """FLUX.2 with a stream per modality; by default the sizes of the released 9B model.
 
     Attributes:
       width: channels of a token. heads: of attention.
@@ -120,7 +121,7 @@ class Flux2Config(Compute):
       single_blocks: second stack, whose weights the streams share.
       axes: rotary channels for modality, row, column and text index; they sum to the channels of a head.
       mlp_ratio: hidden width of the gated MLP, in widths. theta: base of the rotary frequencies.
-      cross_mixing: every modality's conditioning also sees the noise levels of the others, through gates from zero.
+      cross_mixing: every modality's conditioning also sees the others' noise levels, through gates that start at zero.
       guidance_embedding: the first modality's conditioning takes a guidance scale.
     """
 
@@ -146,6 +147,7 @@ class Flux2Config(Compute):
             raise ValueError(f"model.axes {self.axes} must sum to the channels of a head, {self.width // self.heads}")
 
     def module(self, streams: tuple[Stream, ...], platform: str) -> nn.Module:
+        """The flax module for these modalities, to run on a platform."""
         return Flux2(streams=streams, **dataclasses.asdict(self) | self.on(platform))
 
 

@@ -34,7 +34,7 @@ ROPE_THETA = 2000.0
 
 
 def rope_axes(head_dim: int) -> tuple[int, int, int, int]:
-    """The head split over (modality, row, column, text index): four equal, even segments."""
+    """Rotary channels of the axes (modality, row, column, text index): four equal, even segments of a head."""
     return (head_dim // 4,) * 4
 
 
@@ -77,10 +77,12 @@ class Block(nn.Module):
 
 
 class FlatDiT(nn.Module):
-    """Attributes:
-    streams: the modalities, in the order of their tokens; a call may pass any subset of them.
-    width, layers, heads, kv_heads, mlp_ratio: of the trunk; the decoder blocks have the same shape.
-    attention: kernel, see models/attention.py. remat: preset, see models/remat.py.
+    """The flat-token transformer.
+
+    Attributes:
+      streams: the modalities, in the order of their tokens; a call may pass any subset of them.
+      width, layers, heads, kv_heads, mlp_ratio: of the trunk; the decoder blocks have the same shape.
+      attention: kernel, see models/attention.py. remat: preset, see models/remat.py.
     """
 
     streams: tuple[Stream, ...]
@@ -143,7 +145,8 @@ class FlatDiT(nn.Module):
         Args:
           x: noised tokens (B, N, C) of the modalities present. t: their noise levels (B,).
           grids: their (rows, columns).
-          text_BMD: text features. text_valid_BM: those that are not padding, which nothing attends to; all without it.
+          text_BMD: text features. text_valid_BM: which of them are not padding (nothing attends to padding); by default
+            all.
 
         Raises:
           ValueError: a modality that the model does not have, or none at all.

@@ -28,13 +28,16 @@ TEXT = "text"
 
 
 class Flux2(nn.Module):
-    """Attributes:
-    streams: the modalities in the order of their tokens; a call may pass any subset that has the first.
-    double_blocks, single_blocks: of the two stacks.
-    axes: rotary channels for modality, row, column and text index; they sum to the channels of a head.
-    cross_mixing: every modality's conditioning also sees the noise levels of the others, through gates from zero.
-    guidance_embedding: the first modality's conditioning takes a guidance scale.
-    attention: kernel, see models/attention.py. remat: preset, see models/remat.py.
+    """The FLUX.2 transformer with a stream per modality.
+
+    Attributes:
+      streams: the modalities in the order of their tokens; a call may pass any subset that has the first.
+      double_blocks, single_blocks: lengths of the two stacks.
+      axes: rotary channels for modality, row, column and text index; they sum to the channels of a head.
+      cross_mixing: every modality's conditioning also sees the noise levels of the others, through gates that start at
+        zero.
+      guidance_embedding: the first modality's conditioning takes a guidance scale.
+      attention: kernel, see models/attention.py. remat: preset, see models/remat.py.
     """
 
     streams: tuple[Stream, ...]
@@ -146,7 +149,11 @@ class Flux2(nn.Module):
     def _stack(
         self, block: type[nn.Module], blocks: int, name: str, x: Any, modulation: Any, table: tuple, **fields: Any
     ) -> Any:
-        """x after a stack of blocks; fields: of the block besides the sizes."""
+        """x after a stack of blocks.
+
+        Args:
+          fields: further fields of the block, besides sizes, dtype and kernel.
+        """
         stack = nn.scan(
             rematerialised(block, self.remat),
             variable_axes={"params": 0, "intermediates": 0},

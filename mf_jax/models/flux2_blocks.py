@@ -1,4 +1,4 @@
-"""The two kinds of blocks of FLUX.2.
+"""The two kinds of transformer blocks of FLUX.2: double-stream and single-stream.
 
 Legend: B batch, N tokens of one stream, T all tokens, W width, H heads, E head channels.
 """
@@ -16,7 +16,7 @@ from mf_jax.models.remat import projected
 
 
 def modulated(x_BTW: jax.Array, shift: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """(1 + scale) * LayerNorm(x) + shift; statistics in float32, eps 1e-6, no parameters."""
+    """Modulated LayerNorm: (1 + scale) * LayerNorm(x) + shift; statistics in float32, eps 1e-6, no parameters."""
     x = x_BTW.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
@@ -52,20 +52,24 @@ class Projections(nn.Module):
         return self.q_norm(q), self.k_norm(k), v
 
     def merged(self, mixed_BNHE: jax.Array) -> jax.Array:
+        """The heads joined and projected out, (B, N, W)."""
         return self.attention_out(mixed_BNHE.reshape(*mixed_BNHE.shape[:2], -1))
 
     def mlp(self, h_BNW: jax.Array) -> jax.Array:
+        """The gated MLP, (B, N, W)."""
         return self.mlp_down(nn.silu(self.mlp_gate(h_BNW)) * self.mlp_up(h_BNW))
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, table: tuple[np.ndarray, np.ndarray], kernel: str) -> jax.Array:
+    """Attention (B, N, H, E), after the rotary embedding of queries and keys."""
     return attention(rotate(q, table), rotate(k, table), v, kernel)
 
 
 class DoubleBlock(nn.Module):
     """Streams with weights of their own, one attention over all: x + gate proj(attention), then x + gate mlp.
 
-    order: of the streams in the sequence.
+    Attributes:
+      order: of the streams in the sequence.
     """
 
     order: tuple[str, ...]
@@ -79,7 +83,7 @@ class DoubleBlock(nn.Module):
     def __call__(
         self, x: dict[str, jax.Array], modulation: dict[str, jax.Array], table: tuple
     ) -> tuple[dict[str, jax.Array], None]:
-        """x (B, N, W) and modulation (B, 1, 6 W) by stream."""
+        """The streams after the block, and None for nn.scan; x (B, N, W) and modulation (B, 1, 6 W) by stream."""
         sizes = (self.width, self.heads, self.mlp_width, self.dtype, self.attention)
         maps = {name: Projections(*sizes, name=name) for name in self.order}
         chunks = {name: jnp.split(m, 6, axis=-1) for name, m in modulation.items()}

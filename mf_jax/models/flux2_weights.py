@@ -1,4 +1,4 @@
-"""The weight table of FLUX.2, and of FLUX.2 with depth as the Modality Forcing release has it.
+"""The weight tables of FLUX.2, and of FLUX.2 with depth as in the Modality Forcing release.
 
 The release puts "dit." before every name and adds the tensors of the depth stream; the names of image and text are
 those of Black Forest Labs' files. Projections that are fused there are separate kernels here.
@@ -39,7 +39,7 @@ def variant_of(model: Flux2) -> str | None:
 
 
 def table(model: Flux2, prefix: str = OFFICIAL_PREFIX) -> list[Entry]:
-    """All arrays of a model.
+    """The weight table of all arrays of a model.
 
     Args:
       prefix: "dit." in the release, "" in Black Forest Labs' files, which have the first stream alone.
@@ -101,10 +101,9 @@ def table(model: Flux2, prefix: str = OFFICIAL_PREFIX) -> list[Entry]:
 
 
 def published_part(model: Flux2, tensors: Container[str]) -> list[Entry]:
-    """The arrays of a model that a published file is the source of, by what kind of file it is.
+    """The weight table of the arrays that a published file has for a model.
 
-    Black Forest Labs' file: text and the first stream. The release: all, without the mixing of noise levels if it has
-    none.
+    Black Forest Labs' file has text and the first stream; the release has all, or all but the mixing of noise levels.
 
     Raises:
       ValueError: a file of neither kind.

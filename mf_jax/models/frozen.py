@@ -1,6 +1,6 @@
-"""Frozen networks: pretrained, never trained, run before the model, outside the gradient.
+"""Frozen networks: pretrained networks that run before the model, outside the gradient, and are never trained.
 
-An autoencoder that turns images into latents is one, a text encoder another. A network reads fields of the batch and
+The autoencoder that turns images into latents is one, a text encoder another. A network reads fields of the batch and
 adds fields to it, which codecs and the model then read; so neither the training step nor a codec knows which networks
 there are. Their weights are an argument of the step, read from published files at the start of every run: they are no
 part of the train state or its checkpoints.
@@ -26,8 +26,9 @@ class FrozenFlops:
     """FLOPs of a frozen network for one example.
 
     Attributes:
-      encode: of what runs in every training step. decode: of what samplers run besides; 0 for text encoders.
-      source: where the sizes come from, for people.
+      encode: of the part that runs in every training step. decode: of the part that only samplers run; 0 for text
+        encoders.
+      source: where the sizes come from, for messages.
     """
 
     encode: int
@@ -36,32 +37,34 @@ class FrozenFlops:
 
 
 class FrozenNetwork(Protocol):
+    """A frozen network: makes fields of a batch from other fields of it."""
+
     @property
     def reads(self) -> tuple[str, ...]:
-        """Fields of a batch without which it has nothing to do."""
+        """The fields of a batch that `encode` needs; it is not called where one is missing."""
 
     def abstract(self, mesh: jax.sharding.Mesh | None) -> Any:
         """Shapes, dtypes and shardings of what `load` returns; no weights are read.
 
         Raises:
-          ValueError: files that are not there.
+          ValueError: its files do not exist.
         """
 
     def as_published(self) -> FrozenNetwork | None:
-        """Where its files are not there: itself at the published network's sizes, to be compiled but not loaded."""
+        """The network with the published sizes, to compile without its files; None where they exist."""
 
     def load(self, mesh: jax.sharding.Mesh | None) -> Any:
-        """Its parameters, each made where it belongs; on one device without a mesh.
+        """Its parameters, read straight into their shardings on the mesh; on one device without a mesh.
 
         Raises:
-          ValueError: files that are not there or do not fit.
+          ValueError: files that do not exist, or do not fit the config.
         """
 
     def encode(self, params: Any, batch: Batch) -> Batch:
         """The fields that it adds to a batch."""
 
     def flops(self, resolution: tuple[int, int]) -> FrozenFlops:
-        """What it costs for an example of (H, W).
+        """Its FLOPs for one example of (H, W).
 
         Raises:
           ValueError: its sizes are not known.
@@ -80,7 +83,7 @@ def abstract(module: nn.Module, mesh: jax.sharding.Mesh | None, dtype: jnp.dtype
     """Shapes and shardings of a module's parameters, all of one dtype; on one device without a mesh.
 
     Args:
-      inputs: to call it with, arrays or jax.ShapeDtypeStruct.
+      inputs: of the module's call, arrays or jax.ShapeDtypeStruct.
     """
     boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), *(jnp.zeros(x.shape, x.dtype) for x in inputs)))
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])

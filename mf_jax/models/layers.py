@@ -32,8 +32,8 @@ class Dense(nn.Module):
     """Linear map of the last axis, no bias. `axes` are the logical names of the kernel's (input, output) axes.
 
     float32 is computed as such, also where the device would by default use fewer bits.
-    Leading axes are flattened first: the gradient of a 3-D product costs twice that of the 2-D one on a CPU. They are
-    not where tokens are split over devices, because the flattened axis could not be.
+    Leading axes are flattened first: the gradient of a 3-D product costs twice that of the 2-D one on a CPU. Where
+    tokens are split over devices they are kept, because a flattened axis could not be split.
     """
 
     features: int
@@ -85,18 +85,18 @@ class TimeEmbedder(nn.Module):
 
 
 def positions(rows: int, columns: int, modality: int) -> np.ndarray:
-    """(modality, row, column, 0) of each token of a grid, row-major, (N, 4)."""
+    """Rotary positions of a grid of tokens, row-major: (modality, row, column, 0) each, (N, 4)."""
     row, column = np.divmod(np.arange(rows * columns), columns)
     return np.stack([np.full_like(row, modality), row, column, np.zeros_like(row)], axis=1)
 
 
 def text_positions(length: int) -> np.ndarray:
-    """(0, 0, 0, index) of each text token, (M, 4)."""
+    """Rotary positions of text tokens: (0, 0, 0, index) each, (M, 4)."""
     return np.concatenate([np.zeros((length, 3), int), np.arange(length)[:, None]], axis=1)
 
 
 def rotary_table(positions_NA: np.ndarray, axes: Sequence[int], theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of every pair's angle, float32 (N, E / 2).
+    """Rotary table: cos and sin of the angle of every channel pair, each float32 (N, E / 2).
 
     The head is cut into consecutive segments of `axes` channels; pair j of the segment of axis a turns by
     position_a * theta^(-2 j / axes_a).

@@ -1,6 +1,6 @@
-"""What the backward pass of a block finds kept, and what it computes again.
+"""Rematerialization presets: which activations a block keeps for its backward pass.
 
-none           everything is kept: fastest, most memory
+none           all are kept: fastest, most memory
 dots           products with weights are kept; attention, norms and activations are computed again
 attention_mlp  the results of attention and of the output projections are kept, two arrays of the model's width per
                token and block; norms, q, k, v and the MLP's hidden products are computed again
@@ -25,12 +25,16 @@ _NAMES = (attention.SAVED, _PROJECTED)
 
 
 def projected(x: Any) -> Any:
-    """Marks the result of an output projection."""
+    """Names the result of an output projection, so that a preset can keep it."""
     return checkpoint_name(x, _PROJECTED)
 
 
 def check(preset: str, platform: str = "") -> None:
-    """Raises ValueError: an unknown preset, or one that the platform cannot do, if there is one."""
+    """Checks a preset, and that the platform supports it, if one is given.
+
+    Raises:
+      ValueError: an unknown or unsupported preset.
+    """
     if preset not in PRESETS:
         raise ValueError(f"model.remat is {preset!r}; it must be one of {', '.join(PRESETS)}")
     if preset == "offload" and platform == "cpu":
@@ -38,7 +42,7 @@ def check(preset: str, platform: str = "") -> None:
 
 
 def rematerialised(block: type[nn.Module], preset: str) -> type[nn.Module]:
-    """The block, for nn.scan, with a preset."""
+    """The block class with a preset applied, for nn.scan."""
     policies = jax.checkpoint_policies
     if preset == "none":
         return block

@@ -1,4 +1,4 @@
-"""What a transformer knows of a modality."""
+"""Streams: the properties of a modality that a transformer needs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Attributes:
-    channels: of its tokens. position: its coordinate on the modality axis of the rotary embedding.
-    decoder_blocks: blocks over its own tokens alone, after the trunk.
+    """A modality as a transformer sees it.
+
+    Attributes:
+      channels: of its tokens. position: its coordinate on the modality axis of the rotary embedding.
+      decoder_blocks: blocks over its own tokens alone, after the trunk.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Weight tables: which of our arrays is which tensor, or part of a tensor, of a published file.
+"""Weight tables: which tensor, or part of a tensor, of a published file each of our arrays is.
 
 A table is a list of `Entry`, written down once per network and used in both directions. Three differences are bridged:
 linear kernels are (in, out) here and (out, in) there, convolutions HWIO here and OIHW there; a scanned stack has its
@@ -22,7 +22,7 @@ FLOATS = ("F32", "BF16", "F16")
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One of our arrays.
+    """One row of a weight table: one of our arrays and its place in the published tensors.
 
     Attributes:
       ours: its path in the parameter tree, "double/image/q/kernel".
@@ -40,19 +40,21 @@ class Entry:
     columns: tuple[int, int] | None = None
 
     def names(self) -> list[str]:
-        """Their tensors, one per layer."""
+        """Names of their tensors that the array is made of, one per layer."""
         return [self.theirs] if self.layers is None else [self.theirs.format(i=i) for i in range(self.layers)]
 
     def part(self) -> tuple[slice, ...]:
-        """Where ours is in theirs; () for all of it."""
+        """Index of our array in their tensor; () for the whole tensor."""
         cuts = [slice(*self.rows) if self.rows else slice(None), slice(*self.columns) if self.columns else slice(None)]
         return tuple(cuts) if self.columns else tuple(cuts[:1]) if self.rows else ()
 
     def to_ours(self, theirs: np.ndarray) -> np.ndarray:
+        """Their part of a tensor in our layout."""
         axes = _AXES[self.layout]
         return theirs if axes is None else theirs.transpose(axes)
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        """Inverse of `to_ours`."""
         axes = _AXES[self.layout]
         return ours if axes is None else ours.transpose(np.argsort(axes))
 
@@ -64,14 +66,14 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of the tensors of a file: names read, and names left over."""
+    """Names of the tensors of a file: those that a table maps to our arrays, and those left over."""
 
     mapped: tuple[str, ...]
     left_over: tuple[str, ...]
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} to {"a": {"b": x}}."""
+    """A nested tree of a flat mapping: {"a/b": x} to {"a": {"b": x}}."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, last = path.split("/")
@@ -90,7 +92,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_ours(tensors: Mapping[str, np.ndarray], table: Sequence[Entry]) -> dict[str, Any]:
-    """Our tree of whole arrays on the host, for networks that fit there."""
+    """Our parameter tree from their tensors, whole arrays on the host, for networks that fit there."""
     flat = {}
     for entry in table:
         parts = [entry.to_ours(np.asarray(tensors[name])[entry.part()]) for name in entry.names()]
@@ -99,12 +101,12 @@ def to_ours(tensors: Mapping[str, np.ndarray], table: Sequence[Entry]) -> dict[s
 
 
 def to_theirs(tree: Mapping[str, Any], table: Sequence[Entry]) -> dict[str, np.ndarray]:
-    """Their tensors by name, all of them; `stream` makes one at a time."""
+    """Their tensors by name from our parameter tree, all at once; `stream` makes one at a time."""
     return dict(stream(tree, table))
 
 
 def stream(tree: Mapping[str, Any], table: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:
-    """Their tensors one after the other, in the order of `plan`. Fused ones are put together from their parts."""
+    """Their tensors from our parameter tree, one at a time, in the order of `plan`; fused ones joined from parts."""
     flat = flatten(tree)
     for name, pieces in plan(table).items():
         parts = [(entry, _layer(flat[entry.ours], layer)) for entry, layer in pieces]
@@ -137,7 +139,7 @@ def shapes_there(shapes: Mapping[str, tuple[int, ...]], table: Sequence[Entry]) 
 
 
 def check(files: TensorFiles, shapes: Mapping[str, tuple[int, ...]], table: Sequence[Entry]) -> Report:
-    """Whether a file holds what our arrays of these shapes need.
+    """Checks that a file has the tensors that our arrays of these shapes need.
 
     Args:
       shapes: of our arrays by path, all that are in the table.
@@ -160,7 +162,7 @@ def check(files: TensorFiles, shapes: Mapping[str, tuple[int, ...]], table: Sequ
 
 
 def read(files: TensorFiles, abstract: Mapping[str, Any], table: Sequence[Entry]) -> dict[str, Any]:
-    """Our arrays, each made where it belongs: a device's shard is read from the file for that device alone.
+    """Reads our arrays straight into their shardings: a device's shard is read from the file for that device alone.
 
     Args:
       abstract: tree of jax.ShapeDtypeStruct with shardings, exactly the arrays of the table. Values are converted to

@@ -1,11 +1,11 @@
-"""Files that are either absent, old or complete: written beside the target, then renamed over it."""
+"""Atomic file writes: to a temporary file beside the target, which is then renamed over it."""
 
 import os
 from pathlib import Path
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write data to path, replacing what is there in one step; parent directories are made. Returns the path."""
+    """Writes data to path, replacing what is there in one step; makes parent directories. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -26,7 +26,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
       paths: files, or one directory (its model.safetensors, the files of its index, or all its .safetensors files).
 
     Raises:
-      ValueError: no such file, a truncated or foreign one (a pickle is never opened), a name in two files.
+      ValueError: a missing or truncated file, one of another format (a pickle is never opened), a name in two files.
     """
 
     def __init__(self, *paths: str | Path):
@@ -51,14 +51,15 @@ class TensorFiles(Mapping[str, np.ndarray]):
         return len(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the file's header."""
         return tuple(self._where[name].get_slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """As safetensors names it: "F32", "BF16", ..."""
+        """Dtype of a tensor as safetensors names it: "F32", "BF16", ..."""
         return self._where[name].get_slice(name).get_dtype()
 
     def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """`self[name][index]`, reading no more than that part."""
+        """`self[name][index]`; only that part is read from the file."""
         return self._where[name].get_slice(name)[index] if index else self[name]
 
     def close(self) -> None:

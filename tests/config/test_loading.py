@@ -291,6 +291,9 @@ def test_bad_configs(make_tiny_config, path, value, message):
 def test_bad_files(tmp_path):
     with pytest.raises(ValueError, match="no config file"):
         configs.load(str(tmp_path / "absent.py"))
+    (tmp_path / "config.txt").write_text("def get_config():\n    return {}\n")
+    with pytest.raises(ValueError, match=r"config\.txt is not Python; its name must end in \.py"):
+        configs.load(str(tmp_path / "config.txt"))
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match="has no get_config"):
         configs.load(str(tmp_path / "empty.py"))

@@ -1,4 +1,4 @@
-"""Rays against a scene: exact z-depth and which surface each pixel sees.
+"""Ray casting of a scene: the exact z-depth and the surface that each pixel sees.
 
 Legend: N pixels (or rays), 3 world axes x right, y forward, z up; H, W height and width in pixels.
 

@@ -1,4 +1,4 @@
-"""What a procedural scene is: plain frozen records, in the scene's own unit of length.
+"""The parts of a procedural scene as frozen dataclasses, in the scene's own unit of length.
 
 World axes: x right, y forward, z up; the floor or ground is z = 0. A camera looks along its third axis, with
 its first axis to the right of the image and its second down. Colours are RGB in [0, 1]. `Scene.scale` turns

@@ -1,4 +1,4 @@
-"""A sentence about what a rendered scene shows: true of its pixels, and short."""
+"""Captions of rendered scenes: one short sentence that is true of the pixels."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def _list(parts: list[str]) -> str:
 
 
 def caption(scene: Scene, label_HW: np.ndarray) -> str:
-    """Names the place and the solids that cover at least MIN_SHARE of the image, largest first.
+    """The caption: names the place and the solids that cover at least MIN_SHARE of the image, largest first.
 
     Args:
         label_HW: labels of `raycast.trace` of the image.

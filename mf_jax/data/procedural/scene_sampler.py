@@ -1,4 +1,4 @@
-"""Draws a scene from a random generator: a furnished room, or things standing on open ground.
+"""Random scenes: a furnished room, or solids standing on open ground.
 
 One scene unit is about a metre of a real place; `Scene.scale` then sets the size of the world, log-uniformly,
 so that the mean depth of a view lies between about 1 m and 50 m whatever is in it.
@@ -142,7 +142,7 @@ def _spread(solid: Solid) -> float:
 
 
 def _furnish(rng, camera: Camera, count: int, sizes, kinds, fits) -> tuple[Solid, ...]:
-    """Stands up to `count` solids on the floor the camera sees, clear of each other and of the camera.
+    """Places up to `count` solids on the floor that the camera sees, clear of each other and of the camera.
 
     Args:
         sizes: smallest and largest size.

@@ -1,4 +1,4 @@
-"""Renders a scene: surface patterns, one light with hard shadows, sky and haze over the traced geometry.
+"""Rendering of a scene: surface patterns, one light with hard shadows, sky and haze over the traced geometry.
 
 Legend: N pixels (or a subset of them), 3 world axes or colour channels; H, W height and width in pixels.
 """
@@ -14,8 +14,12 @@ from mf_jax.data.procedural.textures import fractal_noise, noise_table, pattern
 
 
 class Rendering(NamedTuple):
-    """image (H, W, 3) uint8; depth (H, W) float32 metres, 0 where missing; label (H, W) int16, see
-    `raycast.trace`; intrinsics (4,) float32, see `raycast.intrinsics_of`."""
+    """A rendered view of a scene.
+
+    Attributes:
+        image: (H, W, 3) uint8. depth: (H, W) float32 metres, 0 where missing.
+        label: (H, W) int16, see `raycast.trace`. intrinsics: (4,) float32, see `raycast.intrinsics_of`.
+    """
 
     image: np.ndarray
     depth: np.ndarray

@@ -1,4 +1,4 @@
-"""An endless RGB-D data set that needs no download: rendered scenes, by random access.
+"""The procedural RGB-D data set: rendered scenes by random access, in any number, without a download.
 
 Legend: H, W height and width in pixels.
 
@@ -25,9 +25,11 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class ProceduralConfig:
-    """Attributes:
-    seed: of the data set.
-    train, validation, test: number of scenes in each split.
+    """The procedural data set.
+
+    Attributes:
+      seed: of the data set; another seed gives other scenes.
+      train, validation, test: number of scenes in each split.
     """
 
     seed: int = 0
@@ -54,7 +56,7 @@ class ProceduralConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ProceduralSource:
-    """Rooms and open grounds with boxes, spheres, cylinders and walls, with exact depth.
+    """A split of the procedural data set: rooms and open grounds with simple solids, with exact depth.
 
     Attributes:
         split: "train", "validation" or "test".

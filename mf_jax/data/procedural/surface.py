@@ -17,7 +17,7 @@ _X_31, _Y_31, _Z_31 = np.eye(3, dtype=np.float32)[:, :, None]
 
 
 class Surface(NamedTuple):
-    """Unit normals out of the solid (into the room), unit axes and scene coordinates of the pattern.
+    """Local frames of points: unit normals out of the solid (into the room), unit axes and coordinates of the pattern.
 
     The vectors may be (3, 1) where they are the same at all points.
     """
@@ -44,7 +44,7 @@ def _box(local_3N: np.ndarray, half_3: np.ndarray) -> Surface:
 
 
 def _sphere(local_3N: np.ndarray, radius: np.float32) -> Surface:
-    """The pattern is measured along the equator and along the meridian."""
+    """The sphere |p| = radius; the pattern is measured along the equator and along the meridian."""
     x_N, y_N, z_N = local_3N
     across_N = np.maximum(np.hypot(x_N, y_N), np.float32(1e-6))
     cos_N, sin_N, rise_N = x_N / across_N, y_N / across_N, z_N / radius
@@ -55,7 +55,7 @@ def _sphere(local_3N: np.ndarray, radius: np.float32) -> Surface:
 
 
 def _cylinder(local_3N: np.ndarray, radius: np.float32, half_height: np.float32) -> Surface:
-    """The pattern runs around the side and, on the caps, around the centre."""
+    """An upright cylinder; the pattern runs around the side and, on the caps, around the centre."""
     x_N, y_N, z_N = local_3N
     across_N = np.maximum(np.hypot(x_N, y_N), np.float32(1e-6))
     cap_N = np.abs(z_N) * radius > across_N * half_height

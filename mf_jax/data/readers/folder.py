@@ -24,8 +24,8 @@ from mf_jax.data.images import UnreadableFile, read_depth, read_image, read_mask
 class FolderConfig:
     """A folder of RGB-D frames.
 
-    A pattern is a path below `root` with one `*`, which matches within one name, as a shell's does; images and
-    depth maps whose `*` stand for the same text are a frame. Frames are sorted by that text, numbers as numbers.
+    A pattern is a path below `root` with one `*`, which matches within one name, as a shell's does; an image and a
+    depth map whose `*` stand for the same text make a frame. Frames are sorted by that text, numbers as numbers.
 
     Images are turned upright by their EXIF tag only where neither depth nor masks nor intrinsics are given: these
     belong to the pixels as stored.
@@ -118,7 +118,7 @@ class FolderSource:
         return str(self._images[self._frames[index]])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Record `index` of the data contract.
+        """Record `index`, with the fields of `sources.Source`.
 
         A record whose files cannot be read (truncated, corrupt) is replaced by the next one that can;
         `skipped` says how many were passed over. Which record comes depends only on index and files.

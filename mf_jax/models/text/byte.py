@@ -1,4 +1,4 @@
-"""Text encoders. Each is a module from token ids (B, L) to features (B, M, D) that a backbone attends to.
+"""The byte text encoder, trained with the model: ids (B, L) to features (B, M, D) that a backbone attends to.
 
 Legend: B batch, L ids, M text tokens, D feature channels.
 """
@@ -15,7 +15,7 @@ VOCABULARY = 257  # 256 bytes, and 0 for padding
 
 
 class ByteTextEncoder(nn.Module):
-    """A tiny learned encoder: byte embeddings, `group` neighbours joined into one token. "" is all padding."""
+    """A tiny trained encoder: byte embeddings, `group` neighbours joined into one token. "" is all padding."""
 
     group: int
     width: int

@@ -28,10 +28,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def require(path: str | Path, values: Mapping[str, Any], accepted: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuses a config that describes another network than the one implemented here.
+    """Checks that a config describes the network that is implemented here.
 
     Args:
-      accepted: for each key the values that are fine; with ABSENT among them the key may be missing or null.
+      accepted: the supported values of each key; with ABSENT among them the key may be missing or null.
 
     Raises:
       ValueError: names file, key, value and what is accepted.
@@ -45,7 +45,7 @@ def require(path: str | Path, values: Mapping[str, Any], accepted: Mapping[str, 
 
 
 def sizes(path: str | Path, values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, int]:
-    """The values of these keys.
+    """The values of these keys, positive integers.
 
     Raises:
       ValueError: one that is missing or not a positive integer; names file, key and value.

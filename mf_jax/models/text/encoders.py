@@ -1,4 +1,4 @@
-"""The text side of a model: how a prompt becomes ids, and ids become features that the backbone attends to.
+"""The text encoders that a config can choose: a prompt to ids, and ids to features that the backbone attends to.
 
 `kind` in the config's section `text` chooses; its other keys are the fields of the class.
 
@@ -33,7 +33,7 @@ from mf_jax.storage.safetensors_files import TensorFiles
 
 @dataclasses.dataclass(frozen=True)
 class ByteText:
-    """A tiny encoder over bytes, trained with the model.
+    """A tiny text encoder over bytes, trained with the model.
 
     Attributes:
       max_bytes: the longest text. group: bytes that make a token, of which max_bytes and width are multiples.
@@ -52,17 +52,17 @@ class ByteText:
 
     @property
     def length(self) -> int:
-        """L."""
+        """L, text ids per example."""
         return self.max_bytes
 
     @property
     def tokens(self) -> int:
-        """M."""
+        """M, text tokens per example."""
         return self.max_bytes // self.group
 
     @property
     def channels(self) -> int:
-        """D."""
+        """D, feature channels."""
         return self.width
 
     def tokenizer(self) -> ByteTokenizer:
@@ -97,21 +97,26 @@ class FrozenText(abc.ABC):
 
     @property
     def length(self) -> int:
-        """L."""
+        """L, text ids per example."""
         return self.max_length
 
     @property
     def tokens(self) -> int:
-        """M."""
+        """M, text tokens per example."""
         return self.max_length
 
     @property
     def channels(self) -> int:
-        """D."""
+        """D, feature channels."""
         return self.width
 
     @property
     def folder(self) -> Path:
+        """The checkpoint's directory.
+
+        Raises:
+          ValueError: none is configured.
+        """
         if not self.checkpoint:
             raise ValueError("the config has no text encoder; set text.checkpoint to the directory of a published one")
         return Path(self.checkpoint)
@@ -153,16 +158,16 @@ class FrozenText(abc.ABC):
         return published, f"sizes of {name}, as {missing}"
 
     def sizes(self, published: bool) -> Any:
-        """Those in the checkpoint's config.json, or those of the published encoder."""
+        """The encoder's sizes: those of the published one, or those in the checkpoint's config.json."""
         return self.PUBLISHED if published else type(self.PUBLISHED).from_json(self.folder / "config.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Qwen3Text(FrozenText):
-    """Qwen3 as FLUX.2 reads it.
+    """Qwen3, as FLUX.2 uses it.
 
     Attributes:
-      layers: whose states are joined on the channels.
+      layers: those whose states are concatenated on the channels.
     """
 
     PUBLISHED: ClassVar[Qwen3Config] = qwen3.QWEN3_8B
@@ -177,7 +182,7 @@ class Qwen3Text(FrozenText):
         return Qwen3(config, self.layers, dtype), config.hidden_size * len(self.layers)
 
     def flops(self) -> FrozenFlops:
-        """Of one text, see FrozenNetwork.flops."""
+        """FLOPs of one text, see FrozenNetwork.flops."""
         config, source = self._sizes(Qwen3Config, qwen3.QWEN3_8B, "Qwen3-8B")
         return FrozenFlops(qwen3.forward_flops(config, self.layers[-1], self.max_length), 0, source)
 
@@ -187,7 +192,7 @@ class Qwen3Text(FrozenText):
 
 @dataclasses.dataclass(frozen=True)
 class UMT5Text(FrozenText):
-    """The encoder of UMT5, as the from-scratch family reads it."""
+    """The encoder of UMT5, as the from-scratch family uses it."""
 
     PUBLISHED: ClassVar[UMT5Config] = umt5.UMT5_XXL
     width: int = 4096
@@ -200,7 +205,7 @@ class UMT5Text(FrozenText):
         return UMT5Encoder(config, dtype), config.d_model
 
     def flops(self) -> FrozenFlops:
-        """Of one text, see FrozenNetwork.flops."""
+        """FLOPs of one text, see FrozenNetwork.flops."""
         config, source = self._sizes(UMT5Config, umt5.UMT5_XXL, "UMT5-XXL")
         return FrozenFlops(umt5.forward_flops(config, self.max_length), 0, source)
 
@@ -212,7 +217,8 @@ class UMT5Text(FrozenText):
 class TextNetwork:
     """A frozen text encoder: text_ids, text_mask (B, L) to text_features (B, M, D) in the dtype of the compute.
 
-    Attributes: published: it has the sizes of the published encoder, whatever the checkpoint's; see `as_published`.
+    Attributes:
+      published: use the sizes of the published encoder and no files; see `as_published`.
     """
 
     text: FrozenText

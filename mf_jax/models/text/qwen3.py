@@ -65,7 +65,7 @@ class Qwen3Config:
 
     @classmethod
     def from_json(cls, path: str | Path) -> Qwen3Config:
-        """Of a published config.json.
+        """The sizes in a published config.json.
 
         Raises:
           ValueError: not such a file, a value that is missing, out of range or not supported, by name.
@@ -82,7 +82,7 @@ class Qwen3Config:
         return cls(**sizes(path, values, _SIZES), rope_theta=float(theta))
 
 
-# By its published config.json: what FLOPs and compilation go by where that file is not at hand.
+# From its published config.json: for counting FLOPs and compiling where that file is not at hand.
 QWEN3_8B = Qwen3Config(
     vocab_size=151936,
     hidden_size=4096,
@@ -115,14 +115,14 @@ def rotate_halves(x_BLHE: jax.Array, table: tuple[np.ndarray, np.ndarray]) -> ja
 
 
 def causal_bias(mask_BL: jax.Array) -> jax.Array:
-    """Every query sees the real tokens up to itself; queries that are padding do so too. float32 (B, 1, L, L)."""
+    """Bias of the logits, float32 (B, 1, L, L): a query, padding included, sees the real tokens up to itself."""
     L = mask_BL.shape[1]
     seen_BLL = jnp.tril(jnp.ones((L, L), bool)) & mask_BL.astype(bool)[:, None, :]
     return jnp.where(seen_BLL, 0.0, HIDDEN)[:, None]
 
 
 class Layer(nn.Module):
-    """One layer in a scan. It leaves its output in row `slot` of the states read, nowhere if there is no such row."""
+    """One scanned layer. Its output is also written to row `slot` of the states read, if there is such a row."""
 
     config: Qwen3Config
     dtype: jnp.dtype
@@ -155,11 +155,15 @@ class Layer(nn.Module):
 
 
 class Qwen3(nn.Module):
-    """Attributes:
-    config: of the published model; its layers above the last one in `layers` are not built.
-    layers: the states to read, increasing; k is the residual stream after k layers, 0 the embedding. ValueError if they
-      do not increase or the model does not have them.
-    dtype: of the compute and the result. Norms, rotary embedding and softmax are float32.
+    """Qwen3 up to the last layer that is read.
+
+    Attributes:
+      config: of the published model; its layers above the last one in `layers` are not built.
+      layers: the states to read, increasing; k is the residual stream after k layers, 0 the embedding.
+      dtype: of the compute and the result. Norms, rotary embedding and softmax are float32.
+
+    Raises:
+      ValueError: `layers` do not increase, or the model does not have them.
     """
 
     config: Qwen3Config

@@ -52,7 +52,7 @@ class UMT5Config:
 
     @classmethod
     def from_json(cls, path: str | Path) -> UMT5Config:
-        """Of a published config.json; what it says of the decoder is not read.
+        """The sizes in a published config.json; what it says of the decoder is not read.
 
         Raises:
           ValueError: not such a file, a value that is missing, out of range or not supported, by name.
@@ -62,7 +62,7 @@ class UMT5Config:
         return cls(**sizes(path, values, [field.name for field in dataclasses.fields(cls)]))
 
 
-# By its published config.json: what FLOPs and compilation go by where that file is not at hand.
+# From its published config.json: for counting FLOPs and compiling where that file is not at hand.
 UMT5_XXL = UMT5Config(
     vocab_size=256384,
     d_model=4096,
@@ -98,7 +98,7 @@ def position_buckets(positions: np.ndarray, buckets: int, max_distance: int) -> 
 
 
 class Layer(nn.Module):
-    """One layer in a scan. hidden_B11L: the bias that keeps keys that are padding out."""
+    """One scanned layer. hidden_B11L is the bias of the logits that hides padding from all queries."""
 
     config: UMT5Config
     dtype: jnp.dtype
@@ -130,9 +130,11 @@ class Layer(nn.Module):
 
 
 class UMT5Encoder(nn.Module):
-    """Attributes:
-    config: of the published model.
-    dtype: of the compute and the result. Norms and softmax are float32.
+    """The encoder of UMT5.
+
+    Attributes:
+      config: of the published model.
+      dtype: of the compute and the result. Norms and softmax are float32.
     """
 
     config: UMT5Config
