@@ -99,7 +99,7 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
             batch_size=batch_size,
             tokenizer=model.text.tokenizer(),
             seed=config.seed,
-            rows=sharding.batch_rows(mesh, batch_size),
+            rows=sharding.batch_rows(mesh, batch_size).tolist(),
         )
         stack.callback(loader.close)
 
@@ -107,8 +107,7 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         latest = resume.find(workdir, config, group)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
         stack.callback(checkpoints.close)
-        resumes = latest is not None
-        if resumes:
+        if latest is not None:
             loader.set_state(checkpoints.iterator(latest))
         start = latest or 0
         if start >= steps:
@@ -125,14 +124,17 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
             )
         frozen_params = frozen.load(model.networks, mesh)
         weights = None
-        if config.init.checkpoint and (objective.distills or not resumes):
+        if config.init.checkpoint and (objective.distills or latest is None):
             source = SavedModel(config.init.checkpoint, trust_code=dotted_kinds(to_dict(config)))
             weights = source.params(config.init.weights, mesh)
             source.close()
-        teacher = initialize.teacher(config, weights) if objective.distills else None
+        teacher = None
+        if objective.distills:
+            assert weights is not None  # read above: init.checkpoint is given
+            teacher = initialize.teacher(config, weights)
 
         # State
-        if resumes:
+        if latest is not None:
             del weights  # what the teacher does not hold
             state = resume.restore(checkpoints, latest, train_state.abstract(model, config, mesh))
         elif weights is not None:
@@ -152,7 +154,7 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         goodput.spend(STARTUP, time.monotonic())
         dump = workdir / "hlo" if config.train.dump_hlo and group.is_main else None
         with sharding.scope(mesh):
-            step_fn = compilation.compile_step(
+            step_fn = compilation.compile_for_run(
                 step_fn, (state, frozen_params, sharding.put_batch(batch, mesh), teacher), dump
             )
         group.barrier()  # whoever has the step from the cache is here first; collectives wait less patiently

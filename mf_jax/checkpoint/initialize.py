@@ -80,7 +80,7 @@ def params(
     Raises:
       ValueError: as `origins`.
     """
-    layout = flatten(train_state.layout_of_params(model, config, mesh))
+    layout = flatten(train_state.abstract_params(model, config, mesh))
     given = flatten(source)
     found = origins(
         {path: leaf.shape for path, leaf in layout.items()},

@@ -64,7 +64,7 @@ def _official_config(model: JointModel, config: Mapping[str, Any]) -> dict[str, 
 LAYOUTS = {"own": Layout(_own_table, _own_config), "official": Layout(_official_table, _official_config)}
 
 
-def layout_of(name: str) -> Layout:
+def named_layout(name: str) -> Layout:
     """The layout of a name; ValueError for an unknown one."""
     if name not in LAYOUTS:
         raise ValueError(f"layout is {name!r}; {nearest(name, LAYOUTS)}")

@@ -162,7 +162,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**trees))
         except Exception as error:  # orbax raises bare ones
-            cause = error
+            cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             if not isinstance(cause, ValueError | KeyError | FileNotFoundError):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mf_jax.checkpoint.layouts import RECORD, layout_of
+from mf_jax.checkpoint.layouts import RECORD, named_layout
 from mf_jax.checkpoint.manager import Checkpoints
 from mf_jax.config import loading as configs
 from mf_jax.joint_model import JointModel, build_model
@@ -71,10 +71,10 @@ class SavedModel:
         """
         if weights not in ("ema", "params"):
             raise ValueError(f"weights is {weights!r}; it must be 'ema' or 'params'")
-        whole = train_state.layout_of_params(self.model, self.config, mesh)
+        whole = train_state.abstract_params(self.model, self.config, mesh)
         if self._checkpoints is None:
             files = TensorFiles(self.directory)
-            result = read(files, whole, layout_of(self._layout).table(self.model, whole))
+            result = read(files, whole, named_layout(self._layout).table(self.model, whole))
             files.close()
             _check_finite(result, f"the export {self.directory}", "export another step of the run")
             return result

@@ -92,7 +92,7 @@ class Pipeline:
         given = {name: np.asarray(value) for name, value in conditions.items() if value is not None}
         for name in given:
             if name not in self.model.modalities:
-                known = {*self.model.modalities, *self.sample.__kwdefaults__}
+                known = {*self.model.modalities, *(self.sample.__kwdefaults__ or ())}
                 raise ValueError(f"{name!r} is no modality of this model and no setting; {nearest(name, known)}")
         chosen = self._mode(mode)
         if guide not in ("all", *self.model.modalities):

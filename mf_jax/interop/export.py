@@ -50,7 +50,7 @@ def export(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; {nearest(dtype, DTYPES)}")
     saved = SavedModel(checkpoint, step, trust_code=trust_code)
-    names = layouts.layout_of(layout)
+    names = layouts.named_layout(layout)
     described = names.config_json(saved.model, configs.to_dict(saved.config))
     params = saved.params(weights)
     saved.close()

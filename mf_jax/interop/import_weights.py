@@ -45,7 +45,7 @@ def import_weights(
     _check_variant(pathlib.Path(source))
     files = TensorFiles(source)
     table = layouts.published_table(model, files)
-    wanted = flatten(train_state.layout_of_params(model, config, mesh))
+    wanted = flatten(train_state.abstract_params(model, config, mesh))
     foreign = [entry for entry in table if entry.ours not in wanted]
     if foreign:
         raise ValueError(

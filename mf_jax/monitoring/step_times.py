@@ -43,20 +43,20 @@ class StepTimes:
         if before is None:
             return None
         seconds = arrived - before
-        warning = self._judge(step, seconds, waits)
+        warning = self._judge(step, arrived, seconds, waits)
         self._interval.append(seconds)
         self._recent.append(seconds)
         return warning
 
-    def _judge(self, step: int, seconds: float, waits: Mapping[str, float]) -> str | None:
+    def _judge(self, step: int, arrived: float, seconds: float, waits: Mapping[str, float]) -> str | None:
         if len(self._recent) < FEWEST or seconds <= SLOW * (median := statistics.median(self._recent)):
             return None
-        if self._arrived - self._warned < QUIET:
+        if arrived - self._warned < QUIET:
             self._unreported += 1
             return None
         spent = ", ".join(f"{name.replace('_', ' ')} {value:.3g} s" for name, value in waits.items()) or "no waiting"
         more = f"; {self._unreported} more slow steps since the last such message" if self._unreported else ""
-        self._warned, self._unreported = self._arrived, 0
+        self._warned, self._unreported = arrived, 0
         return (
             f"step {step} took {seconds:.3g} s, {seconds / median:.1f} times the median of the last "
             f"{len(self._recent)} steps, {median:.3g} s; host: {spent}{more}"

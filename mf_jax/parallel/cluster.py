@@ -68,6 +68,7 @@ def find(
     if given:
         if missing := [flag for flag in explicit if flag not in given]:
             raise ValueError(f"{', '.join(given)} without {', '.join(missing)}; all three are needed")
+        assert coordinator is not None and processes is not None and process is not None
         return ClusterSpec(coordinator, processes, process, **wait_for)
     if timeout is not None:
         raise ValueError("--init-timeout is about several processes; it needs --distributed=auto or --coordinator")
@@ -99,7 +100,7 @@ def is_loopback(host: str) -> bool:
         found = socket.getaddrinfo(host, None)
     except OSError:
         return False
-    return all(ipaddress.ip_address(entry[4][0].partition("%")[0]).is_loopback for entry in found)
+    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
 
 
 def loopback_hint(spec: ClusterSpec) -> str:

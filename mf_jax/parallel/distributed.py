@@ -18,14 +18,14 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 import jax
 
 from mf_jax.parallel import processes
 from mf_jax.parallel.cluster import ClusterSpec, check_loopback, loopback_hint
-from mf_jax.parallel.processes import ProcessGroup
+from mf_jax.parallel.processes import ProcessGroup, wait_readable
 
 # Seconds until jax's coordination service gives up a process whose connection stands but which sends nothing: one that
 # is stopped, or whose host swaps. The heartbeat comes from a C++ thread that neither Python's lock nor a compilation
@@ -107,7 +107,8 @@ def _gather(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Conn
     with listener:
         while len(arrived) < spec.processes - 1:
             known = {connection: index for index, (connection, _) in arrived.items()}
-            ready = wait([listener, *unidentified, *known], max(0.0, deadline - time.monotonic()))
+            sources: list[socket.socket | Connection] = [listener, *unidentified, *known]
+            ready = wait_readable(sources, max(0.0, deadline - time.monotonic()))
             if not ready:
                 missing = [str(index) for index in range(1, spec.processes) if index not in arrived]
                 refuse(
@@ -117,7 +118,7 @@ def _gather(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Conn
                     )
                 )
             for source in ready:
-                if source is listener:
+                if isinstance(source, socket.socket):  # the listener
                     unidentified.append(_connection(listener.accept()[0]))
                 elif source in known:  # it died, and may come back
                     source.close()

@@ -24,18 +24,26 @@ import math
 import multiprocessing
 import os
 import queue
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 from mf_jax.parallel.stopping import readable_output
 
 SILENCE = 20  # seconds without an answer from the other host's system until a connection counts as broken
 LIMIT = 2**20  # bytes of a message
 GOODBYE = 5.0  # seconds that an ending process waits for the others to have heard
+
+Source = TypeVar("Source", bound=Connection | socket.socket)
+
+
+def wait_readable(sources: Iterable[Source], timeout: float | None = None) -> list[Source]:
+    """Those of the connections and sockets that can be read from, as soon as there is one; [] after `timeout` seconds."""
+    return cast("list[Source]", wait(list(sources), timeout))
 
 
 class ProcessGroup:
@@ -148,7 +156,7 @@ class ProcessGroup:
         """The thread: until all connections are closed."""
         sources = {connection: index for index, connection in self._peers.items()} | {self._inbox: self.process}
         while len(sources) > 1:
-            for source in wait(list(sources)):
+            for source in wait_readable(sources):
                 index = sources[source]
                 try:
                     message = json.loads(source.recv_bytes(LIMIT))
@@ -209,7 +217,7 @@ class ProcessGroup:
         _briefly(_write_error, f"mf_jax train: {text}\n")
         if self.is_main:
             deadline = time.monotonic() + GOODBYE
-            while len(sources) > 1 and (ready := wait(list(sources), max(0.0, deadline - time.monotonic()))):
+            while len(sources) > 1 and (ready := wait_readable(sources, max(0.0, deadline - time.monotonic()))):
                 for source in ready:
                     try:
                         source.recv_bytes(LIMIT)

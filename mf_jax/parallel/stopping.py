@@ -25,7 +25,7 @@ def stop_requests() -> Iterator[list[str]]:
     another. Under nohup, where SIGHUP is ignored, it still is.
     """
     requests: list[str] = []
-    before = {}
+    before: dict[int, Any] = {}  # the handlers that signal.signal returned
 
     def note(number: int, frame: Any) -> None:
         requests.append(signal.Signals(number).name)
@@ -39,8 +39,8 @@ def stop_requests() -> Iterator[list[str]]:
         try:
             yield requests
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for caught, handler in before.items():
+                signal.signal(caught, handler)
 
 
 @contextlib.contextmanager

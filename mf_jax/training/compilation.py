@@ -23,8 +23,9 @@ def persistent_cache(given: str, default: pathlib.Path) -> Iterator[None]:
     Args:
       given: the directory; "": the one that jax has been told already (JAX_COMPILATION_CACHE_DIR), else `default`.
     """
-    before = jax.config.jax_compilation_cache_dir
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    # jax adds its settings as attributes at run time.
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    least = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]
     if before and not given:
         yield
         return
@@ -45,7 +46,7 @@ def _use(directory: str | None, least_seconds: float) -> None:
     compilation_cache.reset_cache()  # a process that compiled before has settled on the directory of then
 
 
-def compile_step(step_fn: Any, arguments: tuple[Any, ...], dump: pathlib.Path | None) -> jax.stages.Compiled:
+def compile_for_run(step_fn: Any, arguments: tuple[Any, ...], dump: pathlib.Path | None) -> jax.stages.Compiled:
     """The executable of a jitted step for arguments of these shapes and shardings.
 
     Args:

@@ -59,7 +59,7 @@ def new(
     """A fresh state, every array made where it belongs.
 
     Args:
-      params: what to start from, laid out as `layout_of_params`; fresh parameters without it.
+      params: what to start from, laid out as `abstract_params`; fresh parameters without it.
     """
 
     def scratch() -> TrainState:
@@ -73,12 +73,12 @@ def new(
     return jax.jit(lambda params: _from_params(params, config), out_shardings=layout)(params)
 
 
-def layout_of_params(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh | None = None) -> Any:
+def abstract_params(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh | None = None) -> Any:
     """Shapes, dtypes and shardings of all parameters, trained and untrained; on one device without a mesh."""
     return _placed(jax.eval_shape(lambda: initial_params(model, config)), mesh)
 
 
-def layout_of(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
+def state_shardings(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
     """The NamedSharding of every array.
 
     Raises:

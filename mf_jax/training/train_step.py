@@ -10,7 +10,7 @@ Legend: B batch, N tokens, C channels per token, L text ids, R modes, S noise bi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,8 @@ def loss_and_gradient(
 
     def part_loss(params: Any, *part: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
         errors = _errors(model, objective, frozen_params, teacher, params, untrained, *part)
-        return sum(scale[name] * jnp.sum(error_B) for name, error_B in errors.items()), errors
+        total = sum(scale[name] * jnp.sum(error_B) for name, error_B in errors.items())
+        return cast("jax.Array", total), errors
 
     gradient_of = jax.value_and_grad(part_loss, has_aux=True)
     if accumulate == 1:
@@ -212,5 +213,5 @@ def jit_train_step(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -
     step = make_train_step(
         model, config.objective, optimizer, config.seed, config.train.accumulate, config.train.ema_decay
     )
-    layout = train_state.layout_of(model, config, mesh)
+    layout = train_state.state_shardings(model, config, mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)), keep_unused=True)
