@@ -42,7 +42,7 @@ Source = TypeVar("Source", bound=Connection | socket.socket)
 
 
 def wait_readable(sources: Iterable[Source], timeout: float | None = None) -> list[Source]:
-    """Those of the connections and sockets that can be read from, as soon as there is one; [] after `timeout` seconds."""
+    """The connections and sockets that can be read from; waits for the first, at most `timeout` seconds."""
     return cast("list[Source]", wait(list(sources), timeout))
 
 
