@@ -1,8 +1,8 @@
-"""The training loop, top to bottom: workdir, mesh, model, data, resume, steps. All processes of a run run it.
+"""The training loop, top to bottom: workdir, mesh, model, data, resume, steps. Every process of a run executes it.
 
 The host does not wait for the step that it has just started, unless a checkpoint is due: metrics are read one step
-late, and nothing is saved before it is known to be finite. State that leaves the
-process is a checkpoint (train state, data position, config); everything random is folded from (seed, step).
+late, and nothing is saved before it is known to be finite. The only state that outlives a process is a checkpoint
+(train state, data position, config); everything random is derived from (seed, step).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def train(
     and return.
 
     Args:
-      config: resolved (config.load). workdir: of this run alone; made where it does not exist.
-      group: the processes of the run (distributed.joined), all of which call this; this one alone without it.
-      began: when the program began, by time.monotonic(), for the accounts of where the time goes; None: now.
+      config: resolved (config.load). workdir: directory of this run alone; created if it does not exist.
+      group: the processes of the run (distributed.joined), all of which call this; None for a run of one process.
+      began: start of the program by time.monotonic(), for goodput's accounting of the run's time; None: now.
 
     Returns:
       The step reached: less than `train.steps` if a request stopped the run.
@@ -66,7 +66,7 @@ def train(
     with locked(workdir, group), stop_requests() as requests:
         reached = None
         while reached is None:
-            with contextlib.suppress(resume.FellBack):  # a checkpoint turned out to be damaged: the one before it
+            with contextlib.suppress(resume.FellBack):  # a damaged checkpoint: again, from the one before
                 reached = _run(config, workdir, group, began, requests)
         if reached < config.train.steps:
             group.print(
@@ -77,10 +77,13 @@ def train(
 
 
 def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: float, requests: list[str]) -> int:
-    """`train` in a locked workdir. requests: to stop; it grows while this runs.
+    """`train` in a locked workdir, from one checkpoint on.
+
+    Args:
+      requests: stop requests (stopping.stop_requests); the list grows while this runs.
 
     Raises:
-      FellBack: a checkpoint that was being restored is damaged and set aside.
+      resume.FellBack: a checkpoint that was being restored is damaged and set aside.
     """
     with contextlib.ExitStack() as stack:
         goodput = Goodput(workdir / "goodput.json", began)
@@ -113,7 +116,7 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         if start >= steps:
             group.print(f"{workdir} is at step {start} of {steps}: nothing to train")
             return start
-        loader.start()  # its workers take seconds to start, in which the state is made
+        loader.start()  # the workers take seconds to start; meanwhile the state is made
 
         # Frozen networks and, for self-distillation, the teacher
         objective = config.objective
@@ -135,7 +138,7 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
 
         # State
         if latest is not None:
-            del weights  # what the teacher does not hold
+            del weights  # frees those that the teacher does not use
             state = resume.restore(checkpoints, latest, train_state.abstract(model, config, mesh))
         elif weights is not None:
             params, origins = initialize.params(model, config, mesh, weights)
@@ -157,7 +160,7 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
             step_fn = compilation.compile_for_run(
                 step_fn, (state, frozen_params, sharding.put_batch(batch, mesh), teacher), dump
             )
-        group.barrier()  # whoever has the step from the cache is here first; collectives wait less patiently
+        group.barrier()  # some read the step from the cache and are early; collectives have shorter timeouts
         goodput.spend(COMPILE, time.monotonic())
         log = Log(workdir, model, config, start, goodput, writes=group.is_main)
         stack.callback(log.close)

@@ -234,7 +234,7 @@ def is_split(name: str) -> bool:
 
 
 def where_divisible(names: Sequence[str | None], shape: Sequence[int]) -> tuple[str | None, ...]:
-    """The logical names, None in place of those whose mesh axes, in the enclosing `scope`, do not divide a dimension."""
+    """The logical names, None for those whose mesh axes (of the enclosing `scope`) do not divide the dimension."""
     mesh = jax.sharding.get_abstract_mesh()
     layout = spec(names)
     fits = [mesh.empty or size % _parts(mesh, axes) == 0 for size, axes in zip(shape, layout, strict=True)]

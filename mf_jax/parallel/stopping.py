@@ -21,8 +21,8 @@ CLOSED_OUTPUT = "closed output"
 def stop_requests() -> Iterator[list[str]]:
     """Context that turns SIGTERM, SIGINT, SIGHUP and a closed output into names in the list that it yields.
 
-    A second SIGTERM or SIGINT ends the process. A second SIGHUP does not: when a terminal closes, its shell sends one and the
-    system another. Under nohup SIGHUP stays ignored.
+    A second SIGTERM or SIGINT ends the process. A second SIGHUP does not: when a terminal closes, its shell sends one
+    and the system another. Under nohup SIGHUP stays ignored.
     """
     requests: list[str] = []
     before: dict[int, Any] = {}  # the handlers that signal.signal returned
