@@ -42,7 +42,7 @@ def export(
       checkpoint: the workdir of a run or an import, or an export. output: a new directory.
       layout: a name of layouts.LAYOUTS. weights: "ema" or "params". dtype: one of DTYPES; bf16 rounds to nearest even.
       step: of a checkpoint; None: the latest. trust_code: whether its config may name modules to import.
-      shard_bytes: largest size of a file.
+      shard_bytes: largest size of a file, unless one tensor is larger.
 
     Raises:
       ValueError: no checkpoint, a damaged one, weights that are not finite, an unknown option, a layout that is not for

@@ -11,7 +11,7 @@ from mf_jax.training.optimizer import AdamWConfig
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is minimised.
+    """The training objective: caption dropout, floor of t, self-distillation.
 
     Attributes:
       caption_dropout: share of examples trained with the empty prompt.
@@ -41,7 +41,7 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Length, batch and side outputs of a training run.
+    """Length, batch size, averaging and outputs of a training run.
 
     Attributes:
       steps: in total. batch: examples per step over all devices. accumulate: parts that a batch is computed in.

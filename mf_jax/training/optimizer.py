@@ -22,7 +22,7 @@ LARGEST_HALF_DECAY = 0.99
 
 @dataclasses.dataclass(frozen=True)
 class AdamWConfig:
-    """AdamW on everything.
+    """AdamW for all parameters.
 
     Attributes:
       learning_rate: highest, after the warm-up. warmup: steps in which the rate rises to it.
