@@ -24,6 +24,7 @@ test: $(TEST_VENV)/installed lint
 lint: $(TEST_VENV)/installed
 	$(TEST_BIN)/ruff format --check .
 	$(TEST_BIN)/ruff check .
+	$(TEST_BIN)/mypy
 
 # Pins and hashes beside the ranges, for every platform and Python from 3.11 on. Pins that still fit are kept: delete the
 # files first to take the newest versions.

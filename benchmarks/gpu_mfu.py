@@ -109,7 +109,7 @@ class Trainer:
         step = jax.jit(
             synthetic.train_step(self._model, self._config),
             donate_argnums=0,
-            out_shardings=(train_state.layout_of(self._model, self._config, self._mesh), None),
+            out_shardings=(train_state.state_shardings(self._model, self._config, self._mesh), None),
         )
         state = train_state.abstract(self._model, self._config, self._mesh)
         with sharding.scope(self._mesh):

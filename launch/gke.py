@@ -102,7 +102,7 @@ class Slice:
 
 
 def parse_slice(text: str) -> Slice:
-    """The slice that a text such as v5p:4x4x4 names.
+    """The Slice of a text such as v5p:4x4x4.
 
     v5e and v6e in 2x4 are two hosts of four chips; GKE's single machines of eight chips are not used.
 
@@ -150,7 +150,7 @@ def render(
       topology: as `parse_slice` reads it. claim: mounted at /shared. train: arguments of the verb `train`.
 
     Raises:
-      ValueError: arguments that no job can be made of.
+      ValueError: invalid arguments.
     """
     shape = parse_slice(topology)
     for option, value in (("--name", name), ("--claim", claim)):

@@ -1,4 +1,4 @@
-r"""Several processes on this machine, which train together: on parts of its GPUs, or on simulated devices of its CPU.
+r"""Local launcher: several training processes on one machine, on its GPUs or on simulated devices of its CPU.
 
     python launch/local.py --processes=2 --devices=4 --platform=cpu -- --config=configs/quickstart.py --workdir=runs/two
 
@@ -29,14 +29,13 @@ from collections.abc import Sequence
 from typing import TextIO
 
 LAUNCH = pathlib.Path(__file__).resolve().parent
-GRACE_SECONDS = (
-    10.0  # from SIGTERM to SIGKILL for the others when a process has failed: they would wait for it for ever
-)
+# From SIGTERM to SIGKILL for the others after a process has failed: they would wait for it for ever.
+GRACE_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A command, and what its environment has besides this program's."""
+    """A command, and the variables that are added to this program's environment for it."""
 
     command: tuple[str, ...]
     environment: dict[str, str]
@@ -77,7 +76,7 @@ def plan(processes: int, devices: int, platform: str, train: Sequence[str], port
 
 
 def run(processes: Sequence[Process], stop_requests: list[int]) -> int:
-    """Runs processes to their end.
+    """Runs processes and waits until all have ended.
 
     Args:
       stop_requests: the signals that tell this program to stop; it grows. Each is passed on as one SIGTERM, but those
@@ -143,7 +142,7 @@ def _print_lines(number: int, lines: TextIO, stop_requests: list[int]) -> None:
 
 
 def _print(text: str, stream: TextIO, stop_requests: list[int]) -> None:
-    """Prints. A stream that cannot be written any more is as good as SIGHUP, and /dev/null from then on."""
+    """Prints; a failed write counts as SIGHUP, and redirects the stream to /dev/null."""
     try:
         print(text, end="", file=stream, flush=True)
     except OSError:

@@ -1,8 +1,8 @@
-"""The training loop, top to bottom: workdir, mesh, model, data, resume, steps. All processes of a run run it.
+"""The training loop, top to bottom: workdir, mesh, model, data, resume, steps. Every process of a run executes it.
 
 The host does not wait for the step that it has just started, unless a checkpoint is due: metrics are read one step
-late, and nothing is saved before it is known to be finite. State that leaves the
-process is a checkpoint (train state, data position, config); everything random is folded from (seed, step).
+late, and nothing is saved before it is known to be finite. The only state that outlives a process is a checkpoint
+(train state, data position, config); everything random is derived from (seed, step).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def train(
     and return.
 
     Args:
-      config: resolved (config.load). workdir: of this run alone; made where it does not exist.
-      group: the processes of the run (distributed.joined), all of which call this; this one alone without it.
-      began: when the program began, by time.monotonic(), for the accounts of where the time goes; None: now.
+      config: resolved (config.load). workdir: directory of this run alone; created if it does not exist.
+      group: the processes of the run (distributed.joined), all of which call this; None for a run of one process.
+      began: start of the program by time.monotonic(), for goodput's accounting of the run's time; None: now.
 
     Returns:
       The step reached: less than `train.steps` if a request stopped the run.
@@ -57,6 +57,8 @@ def train(
       metrics.NotFinite: a loss, a gradient, the parameters or their average are NaN or inf. The last checkpoint stays.
       manager.SaveFailed: a checkpoint could not be written, to a full disk for one.
     """
+    group = group or ProcessGroup()
+    began = time.monotonic() if began is None else began
     if "://" in str(workdir):
         raise ValueError(f"--workdir is {workdir}; it must be a local path")
     workdir = pathlib.Path(workdir)
@@ -66,7 +68,7 @@ def train(
     with locked(workdir, group), stop_requests() as requests:
         reached = None
         while reached is None:
-            with contextlib.suppress(resume.FellBack):  # a checkpoint turned out to be damaged: the one before it
+            with contextlib.suppress(resume.FellBack):  # a damaged checkpoint: again, from the one before
                 reached = _run(config, workdir, group, began, requests)
         if reached < config.train.steps:
             group.print(
@@ -77,10 +79,13 @@ def train(
 
 
 def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: float, requests: list[str]) -> int:
-    """`train` in a locked workdir. requests: to stop; it grows while this runs.
+    """`train` in a locked workdir, from one checkpoint on.
+
+    Args:
+      requests: stop requests (stopping.stop_requests); the list grows while this runs.
 
     Raises:
-      FellBack: a checkpoint that was being restored is damaged and set aside.
+      resume.FellBack: a checkpoint that was being restored is damaged and set aside.
     """
     with contextlib.ExitStack() as stack:
         goodput = Goodput(workdir / "goodput.json", began)
@@ -99,7 +104,7 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
             batch_size=batch_size,
             tokenizer=model.text.tokenizer(),
             seed=config.seed,
-            rows=sharding.batch_rows(mesh, batch_size),
+            rows=sharding.batch_rows(mesh, batch_size).tolist(),
         )
         stack.callback(loader.close)
 
@@ -107,14 +112,13 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         latest = resume.find(workdir, config, group)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
         stack.callback(checkpoints.close)
-        resumes = latest is not None
-        if resumes:
+        if latest is not None:
             loader.set_state(checkpoints.iterator(latest))
         start = latest or 0
         if start >= steps:
             group.print(f"{workdir} is at step {start} of {steps}: nothing to train")
             return start
-        loader.start()  # its workers take seconds to start, in which the state is made
+        loader.start()  # the workers take seconds to start; meanwhile the state is made
 
         # Frozen networks and, for self-distillation, the teacher
         objective = config.objective
@@ -125,15 +129,18 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
             )
         frozen_params = frozen.load(model.networks, mesh)
         weights = None
-        if config.init.checkpoint and (objective.distills or not resumes):
+        if config.init.checkpoint and (objective.distills or latest is None):
             source = SavedModel(config.init.checkpoint, trust_code=dotted_kinds(to_dict(config)))
             weights = source.params(config.init.weights, mesh)
             source.close()
-        teacher = initialize.teacher(config, weights) if objective.distills else None
+        teacher = None
+        if objective.distills:
+            assert weights is not None  # read above: init.checkpoint is given
+            teacher = initialize.teacher(config, weights)
 
         # State
-        if resumes:
-            del weights  # what the teacher does not hold
+        if latest is not None:
+            del weights  # frees those that the teacher does not use
             state = resume.restore(checkpoints, latest, train_state.abstract(model, config, mesh))
         elif weights is not None:
             params, origins = initialize.params(model, config, mesh, weights)
@@ -152,10 +159,10 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         goodput.spend(STARTUP, time.monotonic())
         dump = workdir / "hlo" if config.train.dump_hlo and group.is_main else None
         with sharding.scope(mesh):
-            step_fn = compilation.compile_step(
+            step_fn = compilation.compile_for_run(
                 step_fn, (state, frozen_params, sharding.put_batch(batch, mesh), teacher), dump
             )
-        group.barrier()  # whoever has the step from the cache is here first; collectives wait less patiently
+        group.barrier()  # some read the step from the cache and are early; collectives have shorter timeouts
         goodput.spend(COMPILE, time.monotonic())
         log = Log(workdir, model, config, start, goodput, writes=group.is_main)
         stack.callback(log.close)

@@ -1,9 +1,8 @@
-"""What is on disk of a checkpoint, looked at without reading its arrays: which steps there are, and what is damaged.
+"""Integrity checks of checkpoint files, without reading the arrays: the steps on disk, and damage to their files.
 
 The layout is orbax's: STEP/_CHECKPOINT_METADATA names the items; those in JSON are ITEM/metadata; trees of arrays are
-ITEM/_METADATA and an OCDBT database, whose index (manifest.ocdbt and the nodes of a B-tree, all with checksums) says in
-which file, from which byte to which, every chunk lies. Missing and truncated files are found, changed bytes inside a
-chunk are not.
+ITEM/_METADATA and an OCDBT database, whose index (manifest.ocdbt and the nodes of a B-tree, all with checksums) gives
+the file and the byte range of every chunk. Missing and truncated files are found, changed bytes inside a chunk are not.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of directories that are bei
 
 
 def steps(directory: pathlib.Path) -> list[int]:
-    """Steps that have a directory, damaged or not, in order."""
+    """The steps that have a checkpoint directory, damaged or not, ascending."""
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
 
 
 def remove_unfinished(directory: pathlib.Path) -> bool:
-    """Removes what saves left that did not finish, and tells whether there was anything; none may be in progress."""
+    """Removes what unfinished saves left; returns whether there was anything. No save may be in progress."""
     found = list(directory.glob(f"*{UNFINISHED}*"))
     for path in found:
         shutil.rmtree(path, ignore_errors=True)
@@ -38,15 +37,15 @@ def remove_unfinished(directory: pathlib.Path) -> bool:
 
 
 def read_json(checkpoint: pathlib.Path, item: str) -> dict[str, Any]:
-    """One of JSON_ITEMS. ValueError where it is missing or no JSON object."""
+    """The content of one of JSON_ITEMS. ValueError if it is missing or not a JSON object."""
     return _json(checkpoint / item / "metadata")
 
 
 def damage(checkpoint: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint (the directory of a step); None where everything is there.
+    """The damage to a checkpoint (the directory of a step), in words; None if it is complete.
 
     Raises:
-      OSError: the file system fails, which says nothing about the checkpoint.
+      OSError: the file system fails; the checkpoint may be good.
     """
     try:
         described = _json(checkpoint / "_CHECKPOINT_METADATA").get("item_handlers")
@@ -66,7 +65,7 @@ def damage(checkpoint: pathlib.Path) -> str | None:
 
 
 def shapes(item: pathlib.Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays of an item by name, the keys on the way to them joined by dots."""
+    """Shapes of the arrays of an item, by name: the keys of its tree joined by dots."""
     found = {}
     for key, entry in _entries(item):
         name, _, last = key.rpartition("/")
@@ -95,7 +94,7 @@ def _check_arrays(item: pathlib.Path) -> None:
     _json(item / "_METADATA")
     for path in (item / "array_metadatas").glob("*"):
         _json(path)
-    ends: dict[str, int] = {}  # by file, how long it must be
+    ends: dict[str, int] = {}  # least size of each file, in bytes
     for _, entry in _entries(item):
         if "indirect_value" in entry:
             file, end = _located(entry["indirect_value"])
@@ -109,7 +108,7 @@ def _check_arrays(item: pathlib.Path) -> None:
 
 
 def _entries(item: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Keys and entries of the item's database."""
+    """The keys and entries of an item's OCDBT database."""
     if not (item / "manifest.ocdbt").is_file():
         raise _Damage(f"{item / 'manifest.ocdbt'} is missing")
     files = tensorstore.KvStore.open({"driver": "file", "path": f"{item}/"}).result()
@@ -131,13 +130,13 @@ def _entries(item: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def raise_system_error(error: Exception) -> None:
-    """OSError where tensorstore, which has ValueError for everything, tells of one; a missing file is none."""
+    """Raises OSError if an error of tensorstore, mostly a ValueError, is of the system; not for a missing file."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code and int(code[1]) != errno.ENOENT:
         raise OSError(int(code[1]), str(error)[:300]) from None
 
 
 def _located(value: str) -> tuple[str, int]:
-    """File of a chunk, and the byte that it ends at: "value:ocdbt.process_0/:d/1f03:0:369731"."""
+    """(file, end byte) of a chunk, from its location: "value:ocdbt.process_0/:d/1f03:0:369731"."""
     _, folder, file, offset, length = value.split(":")
     return folder + file, int(offset) + int(length)

@@ -1,8 +1,8 @@
-"""The layouts that models are published in: which table of tensors goes with which model.
+"""Layouts of exported models: the table of tensor names and the config.json of each.
 
-"own": the arrays as they are here, stacks of layers and all, for any model; names are our paths joined by dots.
+"own": the arrays as they are in mf_jax, with stacked layers, for any model; a name is the path with dots.
 "official": that of the Modality Forcing release, for FLUX.2-type models: model.safetensors and a config.json that names
-the variant. The release's own loader knows two sizes; other sizes are written out in the place of a name.
+the variant. The release's own loader knows two variants; a model of other sizes has its config in place of the name.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ RECORD = "training.json"  # beside the tensors: our config, step, version, layou
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Attributes:
-    table: of a model and its parameters (arrays or shapes). ValueError if the model cannot have the layout.
-    config_json: what config.json says of a model and its resolved config.
+    """How a model is written as safetensors.
+
+    Attributes:
+      table: (model, parameters as arrays or shapes) -> its tensors. ValueError if the model cannot have the layout.
+      config_json: (model, resolved config) -> content of config.json.
     """
 
     table: Callable[[JointModel, Mapping[str, Any]], list[Entry]]
@@ -64,15 +66,18 @@ def _official_config(model: JointModel, config: Mapping[str, Any]) -> dict[str, 
 LAYOUTS = {"own": Layout(_own_table, _own_config), "official": Layout(_official_table, _official_config)}
 
 
-def layout_of(name: str) -> Layout:
-    """The layout of a name; ValueError for an unknown one."""
+def named_layout(name: str) -> Layout:
+    """The entry of LAYOUTS; ValueError for an unknown name."""
     if name not in LAYOUTS:
         raise ValueError(f"layout is {name!r}; {nearest(name, LAYOUTS)}")
     return LAYOUTS[name]
 
 
 def published_table(model: JointModel, tensors: Container[str]) -> list[Entry]:
-    """Which of a model's arrays a published file (FLUX.2, or the Modality Forcing release) is the source of.
+    """The table of those arrays of a model that a published file has: FLUX.2, or the Modality Forcing release.
+
+    Args:
+      tensors: the names in the file.
 
     Raises:
       ValueError: the model is of another kind, or the file of neither.

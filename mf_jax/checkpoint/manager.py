@@ -22,9 +22,9 @@ from absl import logging
 from mf_jax.checkpoint import integrity
 from mf_jax.config.sections import CheckpointConfig
 
-RENAMED = {"frozen": "untrained"}  # items of checkpoints from before they had their present names
-REMOVE_WITHIN = 10.0  # seconds for what a failed save left to be gone
-# In a path, orbax takes the first three as patterns of file names, and finds nothing, or another run's files.
+RENAMED = {"frozen": "untrained"}  # former names of items, in older checkpoints: present names
+REMOVE_WITHIN = 10.0  # seconds to remove the files of a failed save
+# In a path, orbax takes the first three for wildcards, and finds nothing, or another run's files.
 UNWRITABLE, UNREADABLE = "*?[]\\", "*?\\"
 
 
@@ -34,7 +34,7 @@ def _no_traceback(record: standard_logging.LogRecord) -> bool:
 
 
 class Damaged(ValueError):
-    """A checkpoint of which something is missing or unreadable.
+    """A checkpoint with missing or unreadable files.
 
     Attributes:
       step: of the checkpoint.
@@ -46,11 +46,11 @@ class Damaged(ValueError):
 
 
 class SaveFailed(OSError):
-    """A checkpoint could not be written; trying again may help."""
+    """A checkpoint could not be written; a restart may help."""
 
 
 def check_path(directory: pathlib.Path, characters: str = UNWRITABLE) -> None:
-    """ValueError if the path has one of the characters."""
+    """Raises ValueError if a path has one of the characters that orbax cannot handle."""
     if found := [character for character in characters if character in str(directory)]:
         raise ValueError(
             f"{directory} has {' and '.join(found)} in its path, which checkpoints cannot be under; rename it, or give "
@@ -62,7 +62,7 @@ class Checkpoints:
     """The checkpoints of one run, in `directory`."""
 
     def __init__(self, directory: pathlib.Path, config: CheckpointConfig | None = None):
-        """Opens `directory` for writing with a config, for reading without one."""
+        """Opens `directory`: with a config for writing, without one for reading only."""
         self.directory = pathlib.Path(directory).absolute()
         check_path(self.directory, UNREADABLE if config is None else UNWRITABLE)
         self._size: int = 0  # bytes of the arrays of the last save
@@ -76,16 +76,19 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest(self) -> int | None:
+        """The last step that has a checkpoint; None without any."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, items: Mapping[str, Any], iterator: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Starts a save and returns when the arrays have left the device; a step that exists is not saved again.
+        """Starts an asynchronous save; returns once the arrays are copied off the device. No-op for the latest step.
 
         Args:
           items: trees of arrays by name, each of which can be restored alone. Empty ones are left out.
+          iterator: state of the data iterator. config: resolved. Both of JSON types.
 
         Raises:
           SaveFailed: this save, or the one before.
@@ -101,10 +104,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Failures to write become SaveFailed; process 0 removes what they leave, so that it does not fill the disk."""
+        """Context that turns write errors into SaveFailed; process 0 removes the unfinished files to free the disk."""
         try:
             yield
-        except (ValueError, OSError) as error:  # ValueError: tensorstore's word for all that goes wrong
+        except (ValueError, OSError) as error:  # tensorstore raises ValueError for everything
             if jax.process_index() == 0:
                 self._remove_unfinished()
             free = shutil.disk_usage(self.directory).free
@@ -114,13 +117,13 @@ class Checkpoints:
             ) from None
 
     def _remove_unfinished(self) -> None:
-        """Until nothing is left: orbax's threads write the other arrays on for a while, and make directories anew."""
+        """Removes unfinished saves until none is left: orbax's threads may recreate directories for a while."""
         deadline = time.monotonic() + REMOVE_WITHIN
         while integrity.remove_unfinished(self.directory) and time.monotonic() < deadline:
             time.sleep(0.5)
 
     def config(self, step: int | None = None) -> dict[str, Any]:
-        """The resolved config of a checkpoint, the latest unless said.
+        """The resolved config of a checkpoint; step None: of the latest.
 
         Raises:
           ValueError: there is no such checkpoint.
@@ -128,7 +131,7 @@ class Checkpoints:
         return self._json("config", step)
 
     def iterator(self, step: int | None = None) -> dict[str, Any]:
-        """The data iterator's position."""
+        """The state of the data iterator in a checkpoint."""
         return self._json("iterator", step)
 
     def items(self, step: int | None = None) -> set[str]:
@@ -141,14 +144,14 @@ class Checkpoints:
         return old if (self.directory / str(step) / old).is_dir() else name
 
     def restore(self, abstract: Mapping[str, Any], step: int | None = None) -> dict[str, Any]:
-        """The items that are asked for, and nothing else is read.
+        """Reads items of a checkpoint, and nothing else of it.
 
         Args:
           abstract: by item, a tree of jax.ShapeDtypeStruct with the shardings to restore to; empty trees stay empty.
 
         Raises:
-          Damaged: the arrays are those of `abstract`, but cannot be read.
-          ValueError: there is no such checkpoint, or its arrays are others.
+          Damaged: names and shapes are those of `abstract`, but the arrays cannot be read.
+          ValueError: there is no such checkpoint, or it has other names or shapes.
         """
         step = self.step(step)
         checkpoint = self.directory / str(step)
@@ -162,7 +165,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**trees))
         except Exception as error:  # orbax raises bare ones
-            cause = error
+            cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             if not isinstance(cause, ValueError | KeyError | FileNotFoundError):
@@ -182,10 +185,10 @@ class Checkpoints:
         return integrity.read_json(self.directory / str(self.step(step)), name)
 
     def intact(self, step: int | None = None) -> int:
-        """As `step`, of a checkpoint of which everything is there.
+        """The step of a complete checkpoint: the one given, else the latest.
 
         Raises:
-          Damaged: it is not; ValueError: there is none.
+          Damaged: files are missing or truncated. ValueError: there is no such checkpoint.
         """
         step = self.step(step)
         if reason := integrity.damage(self.directory / str(step)):
@@ -196,17 +199,17 @@ class Checkpoints:
         return Damaged(step, f"checkpoint {self.directory / str(step)} is damaged: {reason}; {self.instead_of(step)}")
 
     def instead_of(self, step: int) -> str:
-        """What to do where a checkpoint cannot be used, for messages."""
+        """Advice for an error message about an unusable checkpoint: which other one to use."""
         others = [other for other in self.steps() if other != step]
         if not others:
             return "there is no other"
         return f"take another one, --step={others[-1]} (there are {others}); for init.checkpoint, export that one"
 
     def step(self, step: int | None = None) -> int:
-        """A step that there is a checkpoint of: the one given, else the latest.
+        """The step given, else the latest.
 
         Raises:
-          ValueError: there is none.
+          ValueError: there is no such checkpoint.
         """
         found = self.steps()
         if not found:
@@ -218,35 +221,35 @@ class Checkpoints:
         return step
 
     def wait(self) -> None:
-        """Until the last save is on disk. Raises SaveFailed."""
+        """Waits until the last save is on disk. Raises SaveFailed."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """After the last save. Raises SaveFailed."""
+        """Waits for the last save and closes orbax's manager. Raises SaveFailed."""
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.close()
 
 
 def _shortened(error: Exception) -> str:
-    """tensorstore says what failed at the start of its messages, and why at the end."""
+    """The start and the end of a long message of tensorstore: what failed, and why."""
     text = str(error)
     return text if len(text) < 400 else f"{text[:150]} ... {text[-240:]}"
 
 
-def _difference(wanted: Any, there: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The first array of a tree that is not among those of a checkpoint, of another shape there, or there alone."""
+def _difference(wanted: Any, saved: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The first difference between a tree of arrays and those of a checkpoint, in words; None if there is none."""
     named = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(wanted)[0]:
         named[jax.tree_util.keystr(path, simple=True, separator=".")] = tuple(leaf.shape)
-    for name in sorted({*named, *there}):
-        if name not in there:
+    for name in sorted({*named, *saved}):
+        if name not in saved:
             return f"has no {name}"
         if name not in named:
             return f"has {name}, which is not of this config"
-        if named[name] != there[name]:
-            return f"has {name} of shape {there[name]}, not {named[name]}"
+        if named[name] != saved[name]:
+            return f"has {name} of shape {saved[name]}, not {named[name]}"
     return None
 
 

@@ -1,8 +1,8 @@
-"""Where a run goes on: the latest checkpoint in its workdir that can be read and is of its config.
+"""Resuming a run from the latest checkpoint in its workdir that is undamaged and of the same config.
 
-A damaged checkpoint is moved to checkpoints/damaged-STEP and the one before it is taken: it is out of the way when the
-run comes to that step again, it does not count among checkpoint.keep, and its files are there for whoever wants them.
-Where no checkpoint can be read nothing is moved and nothing is trained. Process 0 decides for all.
+A damaged checkpoint is moved to checkpoints/damaged-STEP and the one before it is used. So the run can save that step
+again, checkpoint.keep does not count the damaged one, and its files are kept for inspection. If all checkpoints are
+damaged nothing is moved and the run does not start. Process 0 decides for all.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mf_jax.config.loading import difference, dotted_kinds, resolve_saved
 from mf_jax.parallel.processes import ProcessGroup
 from mf_jax.training.train_state import TrainState
 
-# Keys that may change between the runs that make up one training: they do not change what is learned. So may the number
-# of steps where the learning rate does not depend on it, and the paths of published weights (KEY.checkpoint).
+# Keys whose values may change when a run is resumed: they do not change what is learned. The same holds for the number
+# of steps if the learning rate does not depend on it, and for the paths of published weights (KEY.checkpoint).
 MAY_CHANGE = (
     "train.log_every",
     "train.compilation_cache",
@@ -46,17 +46,17 @@ MAY_CHANGE = (
 
 
 class FellBack(Exception):
-    """The checkpoint that was being restored is set aside; `find` finds the one before it."""
+    """A checkpoint turned out to be damaged while it was restored and was set aside; `find` returns the one before."""
 
 
 def find(workdir: pathlib.Path, config: Config, group: ProcessGroup) -> int | None:
-    """The step to go on from, the same on all processes; None for a new run. What unfinished saves left is removed.
+    """The step to resume from, the same on all processes; None for a new run. Removes the files of unfinished saves.
 
     Args:
       workdir: locked. config: resolved.
 
     Raises:
-      ValueError: on process 0: no checkpoint can be read, or the latest that can is an import, or of another config.
+      ValueError: on process 0: all checkpoints are damaged, or the latest good one is an import or of another config.
     """
     directory = (workdir / "checkpoints").absolute()
     return group.broadcast(_find(workdir, directory, config) if group.is_main else None)
@@ -90,8 +90,9 @@ def restore(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainS
     """The state of a step, laid out as `abstract`.
 
     Raises:
-      FellBack: the checkpoint turned out to be damaged, and there is one before it (where there is one process).
-      ValueError: it does not fit; Damaged, where nobody can fall back.
+      FellBack: the checkpoint turned out to be damaged and there is one before it; only in a run of one process.
+      Damaged: it is damaged, and there is no other or there are several processes.
+      ValueError: its arrays are not those of `abstract`.
     """
     placed = jax.device_put(np.int32(step), abstract.step.sharding)
     trees = {name: value for name, value in vars(abstract).items() if name != "step"}
@@ -99,7 +100,7 @@ def restore(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainS
         return TrainState(step=placed, **checkpoints.restore(trees, step))
     except Damaged as error:
         earlier = [other for other in integrity.steps(checkpoints.directory) if other < step]
-        if not earlier or jax.process_count() > 1:  # of which one may have read its part and gone on
+        if not earlier or jax.process_count() > 1:  # another may have read its part and continued
             raise
         _set_aside(checkpoints.directory, step, str(error), max(earlier))
         raise FellBack from error
@@ -120,7 +121,7 @@ def _set_aside(directory: pathlib.Path, step: int, reason: str, instead: int) ->
 
 
 def _check_same(raw: Mapping[str, Any], config: Config, workdir: pathlib.Path) -> None:
-    """ValueError where a checkpoint's config is not that of the run. It imports nothing that the run's does not."""
+    """Raises ValueError if a checkpoint's config differs from the run's; imports only modules that the run's names."""
     known = {name: modality.kind for name, modality in config.modalities.items()}
     changed: list[tuple[str, Any, Any]] = [
         (f"modalities.{name}.kind", kind, known.get(name))

@@ -1,4 +1,4 @@
-"""A model on disk, in either form: the workdir of a run (or an import), or the directory of an export."""
+"""A saved model: the workdir of a run or an import, or the directory of an export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mf_jax.checkpoint.layouts import RECORD, layout_of
+from mf_jax.checkpoint.layouts import RECORD, named_layout
 from mf_jax.checkpoint.manager import Checkpoints
 from mf_jax.config import loading as configs
 from mf_jax.joint_model import JointModel, build_model
@@ -20,8 +20,10 @@ from mf_jax.training import partition, train_state
 
 
 class SavedModel:
-    """Attributes:
-    config: resolved. model: built from it. step: of the training.
+    """A model that is read from disk: config, modules, and parameters on demand.
+
+    Attributes:
+      config: resolved. model: built from it. step: number of training steps.
     """
 
     def __init__(
@@ -34,12 +36,13 @@ class SavedModel:
         """Opens a directory; arrays are read by `params`.
 
         Args:
-          step: which checkpoint of a run, the latest unless said. overrides: of the config, "sample.steps=20".
+          directory: see the top of the file. step: of a run's checkpoint; None: the latest.
+          overrides: of the config, "sample.steps=20".
           trust_code: whether its config may name modules to import (dotted kinds of modalities): any, none, or those
             that the user's own config names (loading.dotted_kinds).
 
         Raises:
-          ValueError: neither checkpoints nor an export there, a damaged one, or one that names modules to import.
+          ValueError: neither checkpoints nor an export in it, a damaged checkpoint, or modules that are not trusted.
         """
         self.directory = pathlib.Path(directory)
         self._checkpoints: Checkpoints | None = None
@@ -64,17 +67,17 @@ class SavedModel:
         """All parameters in float32, trained and untrained, on the mesh or on one device.
 
         Args:
-          weights: "ema" or "params"; where there is only one kind, that.
+          weights: "ema" or "params"; ignored where only one of them is saved.
 
         Raises:
           ValueError: another name, arrays that do not fit the config, or values that are not finite.
         """
         if weights not in ("ema", "params"):
             raise ValueError(f"weights is {weights!r}; it must be 'ema' or 'params'")
-        whole = train_state.layout_of_params(self.model, self.config, mesh)
+        whole = train_state.abstract_params(self.model, self.config, mesh)
         if self._checkpoints is None:
             files = TensorFiles(self.directory)
-            result = read(files, whole, layout_of(self._layout).table(self.model, whole))
+            result = read(files, whole, named_layout(self._layout).table(self.model, whole))
             files.close()
             _check_finite(result, f"the export {self.directory}", "export another step of the run")
             return result
@@ -86,12 +89,13 @@ class SavedModel:
         return result
 
     def close(self) -> None:
+        """Closes the checkpoints of a run."""
         if self._checkpoints is not None:
             self._checkpoints.close()
 
 
 def _record(path: pathlib.Path) -> tuple[int, dict[str, Any], str]:
-    """Step, config and layout of an export."""
+    """(step, config, name of the layout) of an export."""
     try:
         record = json.loads(path.read_bytes())
         return int(record["step"]), dict(record["config"]), str(record["layout"])
@@ -100,7 +104,7 @@ def _record(path: pathlib.Path) -> tuple[int, dict[str, Any], str]:
 
 
 def _check_finite(params: Any, what: str, remedy: str) -> None:
-    """ValueError that names the arrays with a NaN or an infinity: one reduction, made where the arrays are."""
+    """Raises ValueError that names an array with a NaN or an infinity; checks on the devices, in one program."""
     flat = flatten(params)
     finite = jax.device_get(jax.jit(lambda leaves: [jnp.isfinite(leaf).all() for leaf in leaves])(list(flat.values())))
     bad = [path for path, good in zip(flat, finite, strict=True) if not good]

@@ -1,4 +1,4 @@
-"""Several predictions of one image to one depth map.
+"""Ensembling: several predictions for one image combined into one depth map.
 
 Marigold's ensembling (arXiv 2312.02145) is made for maps with unknown scale and shift. Its stated objective, the sum
 over pairs of the RMS difference plus 0.02 (|min| + |1 - max|), is not what its result minimises: in exact arithmetic

@@ -1,4 +1,4 @@
-"""image->depth on held-out records: predict, align, score, report.
+"""The `evaluate` verb: predicts depth from the images of held-out records, aligns, scores, reports.
 
 Records are cropped around the centre to the model's aspect ratio, as in training. Images are resized to the model's
 resolution, predictions back to the crop, and scored at the resolution of the ground truth over all its valid pixels.
@@ -43,9 +43,13 @@ def evaluate(
     """The `evaluate` verb: writes results.json, per_image.csv and contact_sheet.png, prints the table.
 
     Args:
-      checkpoint: a run's directory. config: a config file whose sections data and evaluate replace the checkpoint's.
-      overrides: of the config, "evaluate.images=64". output: where to write, the checkpoint's directory by default.
-      step: which checkpoint, the latest unless said. trust_code: whether its config may name modules to import.
+      checkpoint: the directory of a run or an export. config: a config file whose sections data and evaluate replace
+        the checkpoint's.
+      overrides: of the config, "evaluate.images=64". output: directory to write to; None: `checkpoint`.
+      step: of a checkpoint; None: the latest. trust_code: whether its config may name modules to import.
+
+    Returns:
+      The content of results.json.
     """
     pipeline = load(checkpoint, step, trust_code=trust_code)
     source = configs.load(config, overrides) if config else configs.resolve(configs.to_dict(pipeline.config), overrides)
@@ -78,10 +82,14 @@ def evaluate(
 def score_source(
     pipeline: Pipeline, data: DataConfig, settings: EvaluateConfig
 ) -> tuple[list[tuple[str, Any]], list[dict[str, Any]], int]:
-    """Scores per record (None where it has no valid depth), rows for the contact sheet, and unreadable files met.
+    """Predicts and scores the records of a split.
 
-    Member e of record i is sampled with noise of its own, fixed by (settings.seed, i, e): neither the batch size nor
-    the number of images changes a record's score.
+    The noise of member e of record i depends only on (settings.seed, i, e): neither the batch size nor the number of
+    images changes a record's score.
+
+    Returns:
+      (key, scores) per record, scores None where it has no valid depth; rows for `contact_sheet`; and the number of
+      records that cannot be read.
     """
     records = data.open(settings.split)
     count = min(settings.images or len(records), len(records))
@@ -90,7 +98,7 @@ def score_source(
     sheet: list[dict[str, Any]] = []
     for start in tqdm(range(0, count, settings.batch), desc="evaluate", unit="batch", mininterval=5.0):
         indices = range(start, min(start + settings.batch, count))
-        batch = {i: record for i in indices if (record := _readable(records, i, unreadable)) is not None}
+        batch = {i: record for i in indices if (record := _read_or_skip(records, i, unreadable)) is not None}
         if not batch:
             continue
         batch = {i: crop_record(record, pipeline.model.resolution) for i, record in batch.items()}
@@ -118,11 +126,13 @@ def score_source(
     return rows, sheet, len(unreadable)
 
 
-def _readable(records: Source, index: int, unreadable: list[int]) -> dict[str, Any] | None:
-    """The record, or None where its own files cannot be read: what stands in for it in training has its own turn here.
+def _read_or_skip(records: Source, index: int, unreadable: list[int]) -> dict[str, Any] | None:
+    """The record; None if its files cannot be read, and its index is appended to `unreadable`.
+
+    A source returns the next readable record in its place, which is right for training; here that one is scored anyway.
 
     Raises:
-      ValueError: more of them than the source's max_unreadable.
+      ValueError: more than the source's max_unreadable records cannot be read.
     """
     record = records[index]
     if not record["skipped"]:
@@ -147,7 +157,7 @@ def _seed(seed: int, index: int, member: int) -> int:
 
 
 def _predict(pipeline: Pipeline, image_BhwC: np.ndarray, seeds: list[int], settings: EvaluateConfig) -> np.ndarray:
-    """Relative depth (B, h, w). A last, smaller batch is filled up so that it needs no second compilation."""
+    """Relative depth (B, h, w). A smaller last batch is padded to the full size, to avoid a second compilation."""
     missing = settings.batch - len(seeds)
     image_BhwC = np.concatenate([image_BhwC, np.repeat(image_BhwC[-1:], missing, axis=0)])
     seed_B = np.array(seeds + [0] * missing)

@@ -1,7 +1,7 @@
-"""Evaluation protocols: how a relative depth map is fitted to measured depth and scored.
+"""Evaluation protocols: how a relative depth map is aligned to measured depth and scored.
 
-A protocol is a fit, a best constant and the metrics that belong to it. Numbers of different protocols must not be
-compared, so every result carries its protocol's name. Beside each score stands the best constant map under the
+A protocol is an alignment, a best constant and the metrics that belong to it. Numbers of different protocols must not
+be compared, so every result carries its protocol's name. Beside each score stands the best constant map under the
 same protocol: a prediction that does not beat it has learned nothing about the image.
 
 Legend: H, W pixels of the ground truth; h, w pixels of the prediction; N points.
@@ -18,10 +18,12 @@ from mf_jax.evaluation.alignment import fit_affine_l1, fit_affine_lstsq, moge_gr
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How one protocol aligns, what it calls the best constant, and how it scores.
+    """An evaluation protocol.
 
-    fit(pred_HW, gt_HW, fit_HW) -> (scale, shift); constant(gt_HW, valid_HW) -> depth; abs_rel(pred_HW, gt_HW,
-    valid_HW); clip: both maps are limited to the depth range before they are scored.
+    Attributes:
+      fit: (pred_HW, gt_HW, mask of the pixels to fit on) -> (scale, shift) of the prediction.
+      constant: (gt_HW, valid_HW) -> depth of the best constant map. abs_rel: (pred_HW, gt_HW, valid_HW) -> AbsRel.
+      clip: whether both maps are limited to the depth range before they are scored.
     """
 
     fit: Callable
@@ -52,7 +54,7 @@ PROTOCOLS = {
 
 
 def resize_bilinear(map_hw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear with half-pixel centres, edge values repeated, no antialiasing. Returns float64 (H,W).
+    """A map resized bilinearly, float64 (H,W): half-pixel centres, edge values repeated, no antialiasing.
 
     A non-finite value spreads to every pixel it would contribute to.
     """

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: results.json, one CSV row per image, and a table for the terminal.
+"""The report of an evaluation: results.json, per_image.csv, and a table for the terminal.
 
 Averages are per image first, then over images, as Marigold and MoGe do. A row is (key, scores) with the scores that
 `protocols.score` returned: None marks an image without any valid pixel, which is counted and enters no mean.
@@ -17,8 +17,11 @@ Rows = Sequence[tuple[str, Mapping[str, Mapping[str, float]] | None]]
 
 
 def summarise(rows: Rows, checkpoint_step: int | None, settings: Mapping) -> dict:
-    """{protocol: {abs_rel, delta1, constant_abs_rel, constant_delta1, negative_fraction, nonfinite_fraction, images},
-    ..., checkpoint_step, skipped_all_missing, **settings}. With every image skipped there is no protocol entry.
+    """Averages the scores of all images.
+
+    Returns:
+      {protocol: {abs_rel, delta1, constant_abs_rel, constant_delta1, negative_fraction, nonfinite_fraction, images},
+      ..., checkpoint_step, skipped_all_missing, **settings}. With every image skipped there is no protocol entry.
 
     Raises:
       ValueError: there is no row, rows were scored under different protocols, or a setting has a reserved name.
@@ -72,7 +75,7 @@ def _csv(rows: Rows) -> str:
 
 
 def table(results: Mapping) -> str:
-    """Plain text: AbsRel and delta1 in percent beside the best constant map, one line per protocol."""
+    """The results as text: AbsRel and delta1 in percent beside the best constant map's, one line per protocol."""
     lines = [f"{'protocol':<14}{'AbsRel':>10}{'constant':>10}{'delta1':>10}{'constant':>10}{'images':>8}"]
     for protocol, values in results.items():
         if isinstance(values, Mapping) and "constant_abs_rel" in values:

@@ -1,4 +1,4 @@
-"""Depth files that users bring, as the pipeline takes depth. Images need no more than mf_jax.data.images.read_image.
+"""Reading depth files of users as conditions for the pipeline; images are read by mf_jax.data.images.read_image.
 
 Legend: H, W pixels; C channels.
 """
@@ -11,7 +11,7 @@ from mf_jax.data.images import ARRAY_SUFFIXES, read_depth
 
 
 def read_relative_depth(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """A depth map of any unit: (depth_HW float32, 0 where missing; valid_HW bool).
+    """Reads a depth map of any unit: (depth_HW float32, 0 where missing; valid_HW bool).
 
     An array (.npy, or .npz with one array) holds floats, (H,W) or (H,W,C), of which channel 0 is used; everything else
     must be a picture with one 16-bit channel (PNG or TIFF). Zero, negative, NaN and infinite values are missing. The

@@ -1,4 +1,4 @@
-"""The sampling modes of a model: which modalities each takes as conditions, and how it shows them."""
+"""The sampling modes of a model: the modalities that each is conditioned on, clean or renoised."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ JOINT, PARTIAL = "joint", "partial"
 
 @dataclasses.dataclass(frozen=True)
 class SamplingMode:
-    """Attributes:
-    conditions: the modalities that it takes.
-    renoised: one of them is enough, and each is shown at the noise level of its schedule (section 5 of the paper);
-      otherwise all are needed, and held clean.
+    """A way to sample: which modalities are given and how; the others are generated.
+
+    Attributes:
+      name: for `Pipeline.sample`.
+      conditions: the modalities that it is conditioned on.
+      renoised: at least one of them is needed, and each has noise added to the noise level of its schedule (section 5
+        of the paper); otherwise all are needed, and stay clean.
     """
 
     name: str
@@ -24,11 +27,14 @@ class SamplingMode:
 
     @property
     def clean(self) -> tuple[str, ...]:
+        """The conditions at t = 0."""
         return () if self.renoised else self.conditions
 
     def check(self, given: Collection[str]) -> None:
-        """Raises:
-        ValueError: a missing or superfluous condition.
+        """Checks the names of the conditions that are given.
+
+        Raises:
+          ValueError: a missing or superfluous condition.
         """
         for name in given:
             if name not in self.conditions:
@@ -40,9 +46,9 @@ class SamplingMode:
 
 
 def sampling_modes(model: JointModel) -> dict[str, SamplingMode]:
-    """By name: "joint" without conditions, the config's modes with what each holds clean, and "partial".
+    """The sampling modes of a model by name: "joint" (no condition), the config's modes, and "partial".
 
-    "partial" takes all but the leading modality; a model with one modality has no such mode.
+    "partial" takes all but the leading modality as renoised conditions; a model with one modality does not have it.
     """
     modes = {JOINT: SamplingMode(JOINT, ())}
     modes |= {name: SamplingMode(name, mode.clean) for name, mode in model.modes.items()}
@@ -52,7 +58,7 @@ def sampling_modes(model: JointModel) -> dict[str, SamplingMode]:
 
 
 def conditioned_on(modes: Mapping[str, SamplingMode], clean: Collection[str]) -> SamplingMode:
-    """The mode that holds exactly these modalities clean.
+    """The mode whose clean conditions are exactly these modalities.
 
     Raises:
       ValueError: there is none.

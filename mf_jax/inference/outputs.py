@@ -1,4 +1,4 @@
-"""What a sample leaves on disk, in the layout of the official scripts.
+"""Writing a sample to disk, in the layout of the official scripts.
 
 Legend: H, W pixels; 3 RGB.
 """

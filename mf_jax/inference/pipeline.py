@@ -1,4 +1,4 @@
-"""A trained model ready to use: `load(DIR)` and `.sample(...)`.
+"""Sampling from a trained model: `load(DIR).sample(...)`.
 
 Legend: B batch, H W pixels, N tokens, C channels per token.
 """
@@ -59,19 +59,19 @@ class Pipeline:
         refine: bool = False,
         **conditions: np.ndarray | None,
     ) -> dict[str, np.ndarray]:
-        """Every modality of the model, from the prompt and from the modalities that the mode conditions on.
+        """Samples every modality of the model, given the prompt and the conditions of the mode.
 
         Args:
-          mode: "joint" (no condition), one of the config's modes (what it holds clean is the condition: "i2d" image to
-            depth, "d2i" depth to image), or "partial" (any but the leading modality, shown at a noise level that falls
-            ahead of the leading one's: section 5 of the paper).
+          mode: "joint" (no condition), one of the config's modes (its clean modalities are the conditions: "i2d" image
+            to depth, "d2i" depth to image), or "partial" (any but the leading modality, with noise at a level that
+            falls ahead of the leading one's: section 5 of the paper).
           prompt: one for all, or one per example.
           steps, mu, guidance, guide: as in SampleConfig, whose values are the defaults.
-          log2_alpha: modes without clean conditions, as in SampleConfig.
+          log2_alpha: for modes without clean conditions, as in SampleConfig.
           seed: one number (example i of the batch then uses noise (seed, i)), or one per example.
-          batch: examples to make; otherwise as many as there are prompts, conditions or seeds.
-          refine: modes without conditions: a second, unguided pass conditioned on the leading modality that was made
-            replaces all others.
+          batch: number of examples; None: as many as there are prompts, conditions or seeds.
+          refine: for modes without conditions: a second, unguided pass, conditioned on the leading modality of the
+            first, replaces all others.
           conditions: by modality, for one example or for each, stretched to the model's resolution; see `condition` of
             its codec. image: uint8 (H, W, 3) or (B, H, W, 3). depth: float (H, W) or (B, H, W), any unit; 0, NaN, inf
             are missing and become noise.
@@ -92,7 +92,7 @@ class Pipeline:
         given = {name: np.asarray(value) for name, value in conditions.items() if value is not None}
         for name in given:
             if name not in self.model.modalities:
-                known = {*self.model.modalities, *self.sample.__kwdefaults__}
+                known = {*self.model.modalities, *(self.sample.__kwdefaults__ or ())}
                 raise ValueError(f"{name!r} is no modality of this model and no setting; {nearest(name, known)}")
         chosen = self._mode(mode)
         if guide not in ("all", *self.model.modalities):
@@ -126,7 +126,7 @@ class Pipeline:
         run = self._compiled(chosen.clean, steps, mu, log2_alpha, guidance, guide)
         tokens = run(self.params, clean, text, self._null_text, key_B)
         if refined:
-            made = tokens[leading]  # as it was sampled, without a detour over 8-bit pixels
+            made = tokens[leading]  # its tokens, not rounded to 8-bit pixels
             run = self._compiled(refined, steps, mu, 0.0, 1.0, guide)
             tokens = run(self.params, {leading: (made, jnp.ones(made.shape, bool))}, text, self._null_text, key_B)
         return {name: np.asarray(v) for name, v in self._decode(self.frozen_params, tokens).items()}
@@ -140,7 +140,7 @@ class Pipeline:
         return conditioned_on(self.modes, clean).name
 
     def guidance_of(self, mode: str, guidance: float | None = None) -> float:
-        """The scale given, else 1 where the leading modality is a condition, else the config's."""
+        """The guidance scale: the one given, else 1 if the leading modality is a condition, else the config's."""
         if guidance is not None:
             return guidance
         return 1.0 if self.model.leading in self._mode(mode).conditions else self.config.sample.guidance
@@ -156,7 +156,7 @@ class Pipeline:
         """The jitted sampler of one setting: (params, conditions, text, null_text, key_B) -> clean tokens.
 
         Args:
-          clean: conditions at t = 0; others that it is called with are renoised.
+          clean: the conditions at t = 0; all others are renoised.
         """
         model = self.model
         warped = {name: log2_alpha for name in model.modalities if name != model.leading}
@@ -185,7 +185,7 @@ class Pipeline:
 
     @functools.cached_property
     def _null_text(self) -> Batch:
-        """What the model reads of the empty prompt, leading axis 1."""
+        """The text fields of the empty prompt as the model reads them, leading axis 1."""
         return self._prepared(self.model.null_text)
 
     @functools.cached_property
@@ -193,12 +193,12 @@ class Pipeline:
         return jax.jit(self.model.with_frozen_features)
 
     def _prepared(self, batch: dict[str, np.ndarray], count: int = 1) -> Batch:
-        """The fields of so many examples, or of one for all, with what the frozen networks make of them."""
+        """The fields of `count` examples, or of one repeated, and those that the frozen networks add."""
         fields = {name: np.broadcast_to(value, (count, *value.shape[1:])) for name, value in batch.items()}
         return self._prepare(self.frozen_params, fields)
 
     def _encoded(self, name: str, fields: Batch) -> tuple[jax.Array, jax.Array]:
-        """Clean tokens of a condition, 0 where nothing was measured, and which entries were."""
+        """Clean tokens of a condition, 0 where missing, and which entries were measured; both (B, N, C)."""
         codec = self.model.modalities[name].codec
         valid_BNC = codec.valid(fields)
         return jnp.where(valid_BNC, codec.encode(fields), 0.0), valid_BNC
@@ -223,10 +223,10 @@ def load(
     overrides: Sequence[str] = (),
     trust_code: bool = False,
 ) -> Pipeline:
-    """The model of a directory.
+    """Loads a saved model for sampling.
 
     Args:
-      directory: the `--workdir` of a run, or an exported one. step: which checkpoint, the latest unless said.
+      directory: the `--workdir` of a run, or an exported one. step: of a checkpoint; None: the latest.
       weights: "ema" or "params". overrides: of the config, "sample.steps=20".
       trust_code: whether the config in the directory may name modules to import, as modalities of other packages do.
 

@@ -1,4 +1,4 @@
-"""A depth map and its image as a coloured point cloud, .ply and .glb.
+"""Coloured point clouds from a depth map and its image, as .ply and .glb.
 
 Camera axes are x right, y down, z forward; the files use glTF axes, x right, y up, z backward.
 

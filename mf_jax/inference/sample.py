@@ -1,4 +1,4 @@
-"""The `sample` verb: from files and a prompt to a folder per sample."""
+"""The `sample` verb: samples from a prompt and files, and writes one folder per sample."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mf_jax.inference.outputs import write_sample
 
 
 def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Samples as the command line says (see __main__) and prints the folders that it wrote.
+    """Runs the `sample` verb and prints the folders that it wrote.
 
     Args:
-      overrides: of the config's section `sample`, "sample.steps=20".
+      arguments: parsed by __main__. overrides: of the config's section `sample`, "sample.steps=20".
 
     Raises:
-      ValueError: files or settings that do not do.
+      ValueError: invalid files or settings.
     """
     if arguments.partial and not arguments.depth:
         raise ValueError("--partial needs --depth, the depth map to follow loosely")

@@ -1,7 +1,7 @@
-"""Depth maps, errors and whole examples as pictures.
+"""Pictures of depth maps, of errors, and of examples side by side (contact sheets).
 
 Colours show disparity (1 / depth) in magma, near bright, between the 5th and 95th percentile of the measured pixels.
-Missing pixels have a colour of their own that no colour map contains, and never enter a percentile.
+Missing pixels have a colour that no colour map contains, and do not count in percentiles.
 
 Legend: H, W pixels; 3 RGB.
 """

@@ -1,7 +1,7 @@
-"""The `export` verb: a checkpoint as safetensors, with what is needed to use it elsewhere.
+"""The `export` verb: writes a checkpoint as safetensors, with config, training record and model card.
 
-Written beside the tensors: config.json as the layout has it, training.json (our resolved config, step, version,
-evaluation results, from which `sample`, `evaluate` and `init.checkpoint` work) and a model card.
+Beside the tensors are config.json in the form of the layout, training.json (resolved config, step, version, evaluation
+results: what `sample`, `evaluate` and `init.checkpoint` read) and README.md, the model card.
 """
 
 from __future__ import annotations
@@ -41,16 +41,17 @@ def export(
     Args:
       checkpoint: the workdir of a run or an import, or an export. output: a new directory.
       layout: a name of layouts.LAYOUTS. weights: "ema" or "params". dtype: one of DTYPES; bf16 rounds to nearest even.
-      step: which checkpoint, the latest unless said. trust_code: whether its config may name modules to import.
+      step: of a checkpoint; None: the latest. trust_code: whether its config may name modules to import.
+      shard_bytes: largest size of a file, unless one tensor is larger.
 
     Raises:
-      ValueError: no checkpoint, a damaged one, weights that are not finite, an unknown option, a layout that the model
-        does not have, an output that is not empty.
+      ValueError: no checkpoint, a damaged one, weights that are not finite, an unknown option, a layout that is not for
+        this model, an output directory that is not empty.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; {nearest(dtype, DTYPES)}")
     saved = SavedModel(checkpoint, step, trust_code=trust_code)
-    names = layouts.layout_of(layout)
+    names = layouts.named_layout(layout)
     described = names.config_json(saved.model, configs.to_dict(saved.config))
     params = saved.params(weights)
     saved.close()
@@ -76,7 +77,7 @@ def export(
 
 
 def _results(directory: pathlib.Path) -> Any:
-    """What `evaluate` left in the directory, None if nothing."""
+    """The results.json that `evaluate` wrote into the directory; None without one."""
     path = directory / "results.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -86,7 +87,7 @@ def _json(value: Any) -> bytes:
 
 
 def _card(record: Mapping[str, Any], parameters: int) -> str:
-    """The model card."""
+    """The model card, Markdown."""
     config = record["config"]
     lines = [
         "# Modality Forcing model",

@@ -1,7 +1,7 @@
-"""The `import` verb: published weights as a checkpoint that `init.checkpoint`, `sample` and `export` take.
+"""The `import` verb: turns published weights into a checkpoint for `init.checkpoint`, `sample` and `export`.
 
-Tensors are read one part at a time, each device's share for that device alone. What the file lacks and the model has
-(the depth stream, where the file is a text-to-image model) is cloned as `init.clone` says or made from scratch.
+Tensors are read one part at a time, each device reading only its shard. Arrays that the file lacks (the depth stream,
+if the file is a text-to-image model) are cloned by the rules of `init.clone` or initialised from scratch.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from mf_jax.training import partition, train_state
 def import_weights(
     source: str | pathlib.Path, config: Config, workdir: str | pathlib.Path
 ) -> tuple[Report, initialize.Origins]:
-    """Writes checkpoint 0 in `workdir` and prints what became of every tensor and of every array.
+    """Writes checkpoint 0 in `workdir` and prints the origin of every array and the tensors that are left over.
 
     Args:
       source: a safetensors file or a directory: FLUX.2 as Black Forest Labs publish it, or the official Modality
         Forcing model. config: resolved, of the model to make. workdir: a new directory.
 
+    Returns:
+      Which tensors were read into which arrays, and the origins of all arrays.
+
     Raises:
-      ValueError: a file that is not of such a model, a missing or mis-shaped tensor, a config that it does not fit, a
+      ValueError: a file of another model, a missing or mis-shaped tensor, a config that does not fit the file, a
         workdir with a checkpoint.
     """
     workdir = pathlib.Path(workdir)
@@ -45,7 +48,7 @@ def import_weights(
     _check_variant(pathlib.Path(source))
     files = TensorFiles(source)
     table = layouts.published_table(model, files)
-    wanted = flatten(train_state.layout_of_params(model, config, mesh))
+    wanted = flatten(train_state.abstract_params(model, config, mesh))
     foreign = [entry for entry in table if entry.ours not in wanted]
     if foreign:
         raise ValueError(
@@ -65,8 +68,8 @@ def import_weights(
     print(f"{len(report.mapped)} tensors read into {len(table)} arrays")
     for name in report.left_over:
         print(f"left over: {name}")
-    for here, there in origins.cloned.items():
-        print(f"cloned: {here} from {there}")
+    for path, original in origins.cloned.items():
+        print(f"cloned: {path} from {original}")
     for path in origins.fresh:
         print(f"from scratch: {path}")
     print(workdir)
@@ -74,7 +77,7 @@ def import_weights(
 
 
 def _check_variant(source: pathlib.Path) -> None:
-    """ValueError if the release's config.json beside the tensors names a variant that is not known."""
+    """Raises ValueError if the release's config.json beside the tensors names an unknown variant."""
     path = source / "config.json"
     if not path.is_file():
         return

@@ -1,9 +1,9 @@
-"""What is known of accelerators, by jax's device_kind: the peak of each, memory and bandwidths where programs compile.
+"""Data sheets of accelerators by jax's device_kind: peak FLOP/s, and for ahead-of-time compilation memory, bandwidths.
 
-A device is what jax calls one: a chip of v4 or v5p is one, a chip of TPU7x is two. Peaks are dense bf16, by the data
-sheets: docs.cloud.google.com/tpu/docs, and NVIDIA's for A100, H100, H200, HGX B200 and GB200 NVL72, whose figures with
-sparsity are halved. `hbm` is not the data sheet's: of a TPU it is what the compiler of libtpu 0.0.42 says that a
-program can use, of a GPU what the driver reports.
+A device is one of jax.devices(): a chip of v4 or v5p is one, a chip of TPU7x is two. Peaks are dense bf16, from
+docs.cloud.google.com/tpu/docs and from NVIDIA's data sheets of A100, H100, H200, HGX B200 and GB200 NVL72, whose
+figures with sparsity are halved. `hbm` is not the data sheet's: for a TPU it is the memory that the compiler of libtpu
+0.0.42 lets a program use, for a GPU the memory that the driver reports.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ GPU_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Attributes:
-    name: in the name of a topology, "v5p:4x4x4". platform: "tpu" or "cuda".
-    axes: of a topology's shape.
-    hbm: bytes of a device's memory that programs can use, if jax takes all of it (see `usable`).
-    hbm_bandwidth: bytes/s of a device's memory.
-    link_bandwidth: bytes/s that a device can receive over all its links together: half of the two-way figure that
-      vendors give. ICI within a slice of TPUs, NVLink within a node of GPUs.
+    """A device that programs can be compiled for ahead of time.
+
+    Attributes:
+      name: in the name of a topology, "v5p:4x4x4". platform: "tpu" or "cuda".
+      axes: number of axes of a topology's shape.
+      hbm: bytes of a device's memory that programs can use, if jax takes all of it (see `usable`).
+      hbm_bandwidth: bytes/s of a device's memory.
+      link_bandwidth: bytes/s that a device can receive over all its links together: half of the two-way figure that
+        vendors give. ICI within a slice of TPUs, NVLink within a node of GPUs.
     """
 
     name: str
@@ -37,17 +39,20 @@ class Chip:
 
     @property
     def usable(self) -> float:
-        """Bytes that the program of a training run can use. On GPUs jax takes three quarters of the memory unless the
-        environment variable XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+        """Bytes that the program of a training run can use.
+
+        On GPUs jax takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
         """
         return self.hbm * (float(os.environ.get(GPU_SHARE, "0.75")) if self.platform == "cuda" else 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Attributes:
-    peak: FLOP/s of dense bf16 products.
-    chip: None where programs are not compiled for it ahead of time.
+    """Peak of a device, and what ahead-of-time compilation needs to know of it.
+
+    Attributes:
+      peak: FLOP/s of dense bf16 matrix products.
+      chip: None where ahead-of-time compilation is not supported.
     """
 
     peak: float
@@ -81,6 +86,6 @@ CHIPS = {kind: device.chip for kind, device in DEVICES.items() if device.chip is
 
 
 def peak_flops() -> float | None:
-    """Peak of all devices together, FLOP/s; None where it is not known (CPUs, unlisted chips)."""
+    """Peak FLOP/s of all devices of the run together; None for CPUs and devices that are not listed."""
     device = DEVICES.get(jax.devices()[0].device_kind)
     return device.peak * jax.device_count() if device else None

@@ -1,11 +1,11 @@
-"""FLOPs of a training step by formula, 2 per multiply-add, attention counted in full; and the peaks of known devices.
+"""FLOPs of a training step by formula, 2 per multiply-add, attention counted in full.
 
 Counted are the matrix products: projections, attention scores and values, feed-forward, token inputs and outputs.
-Left out are norms, softmax, rotary embedding, and what has no token axis (noise-level embedders, modulation).
+Not counted are norms, softmax, rotary embedding, and layers without a token axis (noise-level embedders, modulation).
 
-Model FLOPs (MFU) are what the step has to compute. Hardware FLOPs (HFU) are what the device computes in its matrix
-products: those, what remat computes again, and the frozen networks. Attention kernels that never write the scores out
-compute them again inside their backward pass; that is in neither.
+Model FLOPs (for MFU) are those of the forward and backward pass. Hardware FLOPs (for HFU) add what remat recomputes and
+the frozen networks. Attention kernels that never write the scores out recompute them inside their backward pass; that
+is counted in neither.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mf_jax.models.weight_table import flatten
 from mf_jax.training import partition
 from mf_jax.training.config import Recipe
 
-# What a remat preset decides on, and what the backward pass computes again under it (models/remat.py).
-IN = "q k v gate up"  # a block's products with parameters, but for
-OUT = "attention_out mlp_down"
+# Kinds of matrix products, and those that the backward pass recomputes under each remat preset (models/remat.py).
+IN = "q k v gate up"  # a block's products with parameters, except
+OUT = "attention_out mlp_down"  # these
 SCORES = "scores"
 VALUES = "values"  # scores times values: what an attention kernel returns
 RECOMPUTED = {
@@ -37,11 +37,11 @@ RECOMPUTED = {
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Matrix products of one kind.
+    """Matrix products of one kind in one stack of blocks, or outside of the blocks.
 
     Attributes:
-      path: of the parameters that they are with, "backbone/trunk/q"; for attention, of the stack of blocks.
-      flops: forward, of one example.
+      path: of their parameters, "backbone/trunk/q"; for attention, of the stack of blocks.
+      flops: of the forward pass for one example.
       kind: IN, OUT, SCORES, VALUES; "" outside of the blocks.
     """
 
@@ -55,7 +55,7 @@ class Part:
 
 
 def _projections(path: str, blocks: int, tokens: int, width: int, heads: int, kv_heads: int, mlp: int) -> list[Part]:
-    """The products with parameters in a stack of blocks, for one stream."""
+    """The matrix products with parameters in a stack of blocks, for one stream of tokens."""
     kv_width = width // heads * kv_heads
     sizes = {"q": width, "k": kv_width, "v": kv_width, "mlp_gate": mlp, "mlp_up": mlp}
     outputs = {"attention_out": width, "mlp_down": mlp}
@@ -69,7 +69,7 @@ def _attention(path: str, blocks: int, tokens: int, width: int) -> list[Part]:
 
 
 def parts(model: JointModel) -> list[Part]:
-    """The model with all its modalities."""
+    """All matrix products of the model with all its modalities."""
     net = model.backbone
     text = model.text.tokens
     tokens = {name: rows * columns for name, (rows, columns) in model.grids.items()}
@@ -126,7 +126,7 @@ def hardware_flops(model: JointModel, config: Recipe) -> int:
     """FLOPs of the matrix products that the device computes in one training step of a resolved config.
 
     Those of `step_flops`, what `model.remat` computes again, and the forward passes of the frozen networks in
-    `model.networks`: leave out those whose results come with the batch.
+    `model.networks`: remove those whose results come with the batch from the model before.
 
     Raises:
       ValueError: the sizes of a frozen network are not known.
@@ -139,7 +139,7 @@ def hardware_flops(model: JointModel, config: Recipe) -> int:
 
 
 def _recomputed(preset: str, kernel: str) -> set[str]:
-    """What a block computes again in the backward pass, besides what an attention kernel does within its own."""
+    """Kinds of products that a block recomputes in the backward pass, outside of the attention kernel's own."""
     again = set(RECOMPUTED[preset])
     if kernel.startswith("splash") and VALUES not in again:
         again.discard(SCORES)  # the kernel's result and the sums of its softmax are kept: nothing is left to run
@@ -170,7 +170,7 @@ def _backward(model: JointModel, frozen: tuple[str, ...]) -> list[tuple[Part, in
 
 
 def _stage(path: str) -> int:
-    """Where parameters come into the computation: gradients reach back to the first stage that has trained ones."""
+    """Position of a parameter in the forward pass, 0 to 5: gradients reach back to the first trained one."""
     top, name = path.split("/")[:2]
     if top == "text":
         return 0

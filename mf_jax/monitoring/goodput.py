@@ -1,13 +1,13 @@
-"""Where the wall time of a run went, over all the starts that it took.
+"""Goodput: the wall time of a run by what it was spent on, over all its starts.
 
 Every second from the start of the program to the last step's metrics (and the checkpoint after it) is counted once,
-so the shares sum to 1. The time between two arrivals of metrics is the step's, less what the host then spent waiting
-for data or saving: the device was idle. Waiting while the previous step was still being computed costs nothing, and
-counts as nothing. A step that the run had reached before, which a restart from an older checkpoint does again, is lost
-time as a whole.
+so the shares sum to 1. The time between two arrivals of metrics is the step's, less the time that the host then waited
+for data or a checkpoint while the device was idle. Waiting while the previous step was still being computed delays
+nothing and is not counted. A step that the run had done before, and repeats after a restart from an older checkpoint,
+is lost time as a whole.
 
-What is not seen: the time between two starts, and what a killed process did after its last log entry. Where there are
-several processes, these are the seconds of the one that writes the log.
+Not included are the time between two starts, and the time of a killed process after its last log entry. Of several
+processes, the times are those of the one that writes the log.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ MEANING = {
     STARTUP: "the rest of starting, up to the first batch",
     LOST: "steps done again after a restart",
 }
-Span = tuple[str, float, float]  # what the host waited for, DATA or CHECKPOINT; from when; to when
+Span = tuple[str, float, float]  # a wait of the host: for what (DATA or CHECKPOINT), begin, end
 
 
 class Goodput:
-    """The accounts of one run. Times are seconds of one monotonic clock, which the caller reads."""
+    """Accounting of the wall time of one run. Times are seconds of one monotonic clock, which the caller reads."""
 
     def __init__(self, path: pathlib.Path, began: float):
-        """Goes on with the accounts in `path` where there are any; `began` is when this start of the run began.
+        """Continues the accounts of earlier starts of the run.
+
+        Args:
+          path: JSON file of the accounts; need not exist. began: when this start of the run began.
 
         Raises:
           ValueError: `path` is not what `save` writes.
@@ -55,12 +58,16 @@ class Goodput:
         self._mark = began
 
     def spend(self, kind: str, until: float) -> None:
-        """All time that is not accounted for yet was spent on `kind`."""
+        """Counts the time from the last call to `until` as spent on `kind`."""
         self._seconds[kind] += max(until - self._mark, 0.0)
         self._mark = max(until, self._mark)
 
     def step(self, step: int, arrived: float, spans: Iterable[Span]) -> None:
-        """The metrics of `step` arrived. spans: the host's waits since it started the previous step, in order."""
+        """Counts the time to the arrival of the metrics of `step`.
+
+        Args:
+          arrived: time. spans: the host's waits since it started the previous step, in order.
+        """
         if step <= self._before:
             self.spend(LOST, arrived)
             return
@@ -71,18 +78,19 @@ class Goodput:
         self._reached = max(step, self._reached)
 
     def shares(self) -> dict[str, float]:
-        """goodput/KIND, the share of the time accounted for, and wall_seconds, that time; {} where there is none."""
+        """{goodput/KIND: share of the counted time, wall_seconds: that time}; {} before any is counted."""
         total = sum(self._seconds.values())
         if not total:
             return {}
         return {f"goodput/{kind}": s / total for kind, s in self._seconds.items()} | {"wall_seconds": total}
 
     def save(self) -> None:
+        """Writes the accounts to `path`, atomically."""
         accounts = {"starts": self._starts, "reached": self._reached, "seconds": self._seconds}
         atomic_file.write_bytes(self._path, (json.dumps(accounts, indent=1) + "\n").encode())
 
     def table(self) -> str:
-        """The accounts in print, a line per kind."""
+        """The accounts as text, a line per kind."""
         total = sum(self._seconds.values())
         starts = f"{self._starts} starts" if self._starts > 1 else "1 start"
         lines = [f"where {total:.0f} s in {starts} went:"]

@@ -49,7 +49,10 @@ class Interval:
         self._start = time.perf_counter()
 
     def add(self, step: int, metrics: dict[str, Any], **host: float) -> None:
-        """One step's metrics (numpy) and host-side numbers.
+        """Adds one step.
+
+        Args:
+          metrics: of the step, NumPy, see train_step.make_train_step. host: numbers measured on the host, by name.
 
         Raises:
           NotFinite: naming the step and the quantity.
@@ -66,10 +69,11 @@ class Interval:
             self._missing[modality] = self._missing.get(modality, 0) + int(examples)
 
     def read(self) -> dict[str, float]:
-        """Means over the interval: scalars, and the loss per modality, per mode and per noise bin; then starts anew.
+        """The means over the interval, by name in the log; the next interval starts here.
 
-        A mode or bin that saw no supervised entry is absent, never zero. `missing/NAME` is the number of examples in
-        which nothing of a modality was measured. `seconds` is the interval's wall time.
+        They are the scalars and the loss per modality, per mode and per noise bin. A mode or bin without supervised
+        entries is absent, never zero. `missing/NAME` is the number of examples in which nothing of a modality was
+        measured. `seconds` is the interval's wall time.
         """
         result = {name: float(np.mean(values)) for name, values in self._scalars.items()}
         result["seconds"] = time.perf_counter() - self._start
@@ -93,7 +97,7 @@ class Interval:
 
 
 class Writer:
-    """TensorBoard events and metrics.jsonl; entries after the step that a run resumes from are dropped first."""
+    """Writer of TensorBoard events and metrics.jsonl; drops entries after the step `start` that a run resumes from."""
 
     def __init__(self, directory: pathlib.Path, start: int):
         self._path = directory / "metrics.jsonl"
@@ -116,7 +120,7 @@ class Writer:
 
 
 def _step_of(line: str) -> float:
-    """The step of an entry; infinite for a line that a kill cut short."""
+    """The step of an entry; infinite for an incomplete line, as a killed process leaves it."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):

@@ -9,16 +9,22 @@ import jax
 
 
 class ProfileWindow:
-    """Traces while the run goes from one step to another; at these two, and nowhere else, it waits for the device."""
+    """A trace from one step of a run to another; only at these two does the host wait for the device."""
 
     def __init__(self, steps: tuple[int, ...], directory: pathlib.Path):
-        """steps: (first, last) as in train.profile_steps, or () for no trace."""
+        """Args:
+        steps: (first, last) as in train.profile_steps, or () for no trace. directory: for the trace.
+        """
         self._first, self._last = steps or (0, 0)
         self._directory = directory
         self._tracing = False
 
     def at(self, step: int, state: Any) -> None:
-        """The run is at `step`, or soon will be: its state is `state`, and the next step has not been started."""
+        """Starts or ends the trace if `step` is one of the two; call it before each step is started.
+
+        Args:
+          state: of the run after `step` steps, possibly still being computed.
+        """
         if self._tracing and step >= self._last:
             jax.block_until_ready(state)
             self.close()
@@ -28,7 +34,7 @@ class ProfileWindow:
             self._tracing = True
 
     def close(self) -> None:
-        """Writes the trace where one has been begun."""
+        """Ends the trace, if it is running, and writes it."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()

@@ -1,11 +1,11 @@
-"""What a run reports while it trains: progress bar, metrics.jsonl and TensorBoard, slow steps, where the time goes.
+"""The log of a run while it trains: progress bar, metrics.jsonl, TensorBoard, warnings of slow steps, goodput.
 
 The host never waits for the step that it has just started. A thread fetches the metrics of each step as soon as the
-device has them and notes the time; they are read when the next step has been started.
+device has them and records the time; they are read after the next step has been started.
 
-Where there are several processes, one writes; the times and waits in the files are its own. Every process checks the
-metrics and logs the steps that are slow for it with what it was waiting for, on its own stderr: so the one that keeps
-the others waiting can be found, and no process asks another.
+Of several processes one writes, and the times and waits in the files are its own. Every process checks the metrics,
+and logs its slow steps with what it waited for to its own stderr: so the process that delays the others can be found,
+without any communication.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ class Log:
         writes: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """writes: whether this process writes files and prints; another only watches."""
+        """Args:
+        workdir: for the files. config: resolved. goodput: the accounts that waits and steps are added to.
+        writes: whether this process writes files and prints; the others only check and warn.
+        clock: monotonic, in seconds.
+        """
         self._every = config.train.log_every
         self._steps = config.train.steps
         self._batch = config.train.batch
@@ -65,13 +69,13 @@ class Log:
 
     @contextlib.contextmanager
     def waiting(self, kind: str) -> Iterator[None]:
-        """Notes that the host waits, before the step that it starts next: goodput.DATA or CHECKPOINT."""
+        """Context in which the host waits, before it starts the next step; kind: goodput.DATA or CHECKPOINT."""
         begin = self._clock()
         yield
         self._spans.append((kind, begin, self._clock()))
 
     def started(self, step: int, step_metrics: Any) -> None:
-        """A step is on its way; reads the metrics of the one before. Raises NotFinite."""
+        """Takes the metrics of a step that was just started, and reads those of the step before. Raises NotFinite."""
         entry = (step, self._fetcher.submit(self._fetch, step_metrics), self._spans)
         self._spans = []
         self.read()
@@ -116,7 +120,7 @@ class Log:
         )
 
     def close(self) -> None:
-        """Prints where the time went. What has been waited for since the last step counts."""
+        """Counts the waits since the last step, closes the files and prints the goodput table."""
         for kind, _, end in self._spans:
             self._goodput.spend(kind, end)
         self._fetcher.shutdown()

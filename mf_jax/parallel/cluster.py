@@ -1,4 +1,4 @@
-"""Which process of a run this is: from the command line, or as jax detects it on Cloud TPU, GKE, Slurm and Open MPI."""
+"""Cluster specification: coordinator, number of processes and index of this one, from flags or detected by jax."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import socket
 
 @dataclasses.dataclass(frozen=True)
 class ClusterSpec:
-    """Attributes:
-    coordinator: HOST:PORT of process 0. processes: how many there are. process: which one this is.
-    timeout: seconds to wait for all to be there.
+    """The place of this process in a run of several processes.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0. processes: their number. process: index of this one, from 0.
+      timeout: seconds to wait until all processes are connected.
     """
 
     coordinator: str
@@ -50,7 +52,10 @@ def find(
     process: int | None,
     timeout: float | None,
 ) -> ClusterSpec | None:
-    """This process's place by the flags of the command line; None for a process by itself.
+    """The ClusterSpec that the flags of the command line describe; None without any: a run of one process.
+
+    Args:
+      distributed: "auto" to detect the cluster. coordinator, processes, process, timeout: as in ClusterSpec.
 
     Raises:
       ConnectionError: the cluster that jax detects does not answer.
@@ -68,6 +73,7 @@ def find(
     if given:
         if missing := [flag for flag in explicit if flag not in given]:
             raise ValueError(f"{', '.join(given)} without {', '.join(missing)}; all three are needed")
+        assert coordinator is not None and processes is not None and process is not None
         return ClusterSpec(coordinator, processes, process, **wait_for)
     if timeout is not None:
         raise ValueError("--init-timeout is about several processes; it needs --distributed=auto or --coordinator")
@@ -75,7 +81,7 @@ def find(
 
 
 def _detect(timeout: float = 300) -> ClusterSpec:
-    """By jax's own rules, which are no public part of it."""
+    """The ClusterSpec by jax's cluster detection, which is not part of its public interface."""
     from jax._src.clusters import ClusterEnv
 
     given = os.environ.get("JAX_COORDINATOR_ADDRESS")
@@ -95,14 +101,16 @@ def _detect(timeout: float = 300) -> ClusterSpec:
 
 
 def is_loopback(host: str) -> bool:
+    """Whether a host name stands for loopback addresses only; False where it cannot be resolved."""
     try:
         found = socket.getaddrinfo(host, None)
     except OSError:
         return False
-    return all(ipaddress.ip_address(entry[4][0].partition("%")[0]).is_loopback for entry in found)
+    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
 
 
 def loopback_hint(spec: ClusterSpec) -> str:
+    """An addition to error messages where the coordinator is a loopback address, "" otherwise."""
     if not is_loopback(spec.host):
         return ""
     return (
@@ -112,7 +120,11 @@ def loopback_hint(spec: ClusterSpec) -> str:
 
 
 def check_loopback(spec: ClusterSpec) -> None:
-    """Where Slurm says that there are several hosts, there is no need to wait for the timeout."""
+    """Fails at once, instead of at the timeout, where a Slurm job has several hosts and the coordinator is loopback.
+
+    Raises:
+      ValueError: it is.
+    """
     hosts = max(int(os.environ.get(name, "1")) for name in ("SLURM_JOB_NUM_NODES", "SLURM_STEP_NUM_NODES"))
     if hosts > 1 and is_loopback(spec.host):
         raise ValueError(f"--coordinator is {spec.coordinator}, and the job has {hosts} hosts{loopback_hint(spec)}")

@@ -1,13 +1,13 @@
-"""Training in several processes: who takes part, the wait until all are there, and jax.distributed.
+"""Start-up of a run of several processes: connecting all of them, comparing their settings, jax.distributed.
 
-A process knows three things: the address of process 0 (the coordinator), how many processes there are and which one it
-is; from the command line, or from jax's detection of Cloud TPU, GKE, Slurm and Open MPI. They first meet on a plain
-connection to that address, then jax's coordination service takes over the port. The meeting is our own because jax's
-cannot say who is missing: at its timeout, `jax.distributed.initialize` aborts every process from C++ with "Deadline
-Exceeded", whatever the reason (jax 0.10 and 0.11; a Python callback in place of the abort ends in std::bad_cast). And
-the connections of the meeting stay: they are what mf_jax.parallel.processes tells of deaths, errors and signals by.
+A process knows its ClusterSpec: the address of process 0 (the coordinator), the number of processes and its own index.
+All first connect to process 0 at that address by plain TCP; then jax's coordination service takes over the port. jax's
+own start-up is not enough because it cannot say which processes are missing: at its timeout,
+`jax.distributed.initialize` aborts every process from C++ with "Deadline Exceeded", whatever the reason (jax 0.10 and
+0.11; a Python callback in place of the abort ends in std::bad_cast). The TCP connections stay open: the ProcessGroup
+passes failures, errors and stop requests on over them.
 
-The only file, with mf_jax.parallel.processes, that knows how many hosts there are.
+Only this file and mf_jax.parallel.processes depend on the number of hosts.
 """
 
 from __future__ import annotations
@@ -18,47 +18,48 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 import jax
 
 from mf_jax.parallel import processes
 from mf_jax.parallel.cluster import ClusterSpec, check_loopback, loopback_hint
-from mf_jax.parallel.processes import ProcessGroup
+from mf_jax.parallel.processes import ProcessGroup, wait_readable
 
-# Seconds until jax's coordination service gives up a process whose connection stands but which sends nothing: one that
-# is stopped, or whose host swaps. The heartbeat comes from a C++ thread that neither Python's lock nor a compilation
-# holds up. Dead processes and hosts are noticed sooner, by mf_jax.parallel.processes.
+# Seconds until jax's coordination service gives up a process that is connected but sends nothing: one that is stopped,
+# or whose host swaps. The heartbeat comes from a C++ thread that neither Python's lock nor a compilation delays. Dead
+# processes and hosts are noticed sooner, by mf_jax.parallel.processes.
 HEARTBEAT = 30
 
 
 class Missing(ConnectionError):
-    """Processes that did not arrive, or a coordinator that cannot be reached. Trying again may help."""
+    """Processes that did not connect in time, or a coordinator that cannot be reached. A restart may help."""
 
 
 @contextlib.contextmanager
 def joined(
-    spec: ClusterSpec | None, facts: Mapping[str, str], explain: Callable[[Exception], tuple[str, int] | None]
+    spec: ClusterSpec | None, must_match: Mapping[str, str], explain: Callable[[Exception], tuple[str, int] | None]
 ) -> Iterator[ProcessGroup]:
-    """The processes of a run, all there; nothing has touched a device before. Without a place, a group of one.
+    """Context of the process group of a run, all connected and jax.distributed initialised.
 
-    An exception in the body ends this process and, within seconds, all others: it does not leave this context, except
-    in a group of one.
+    Enter it before anything uses a device. An exception in the body ends this process and, within seconds, all others:
+    it does not leave this context, except in a group of one.
 
     Args:
-      facts: what must be the same in all processes, by name: the config, say.
-      explain: the message and exit status of a user's mistake; None for other exceptions, which get a traceback.
+      spec: None for a group of one.
+      must_match: values that must be identical in all processes, by name, such as those of the config.
+      explain: returns (message, exit status) for an expected error; None for others, which get a traceback.
 
     Raises:
-      Missing: a process that did not arrive, a coordinator that cannot be reached.
-      ValueError: other facts.
+      Missing: a process that did not connect, a coordinator that cannot be reached.
+      ValueError: values of `must_match` differ, or the devices are not those of all processes.
     """
     if spec is None or spec.processes == 1:
         yield ProcessGroup()
         return
-    facts = {"jax": jax.__version__, **facts}
-    peers = _gather(spec, facts) if spec.process == 0 else _report(spec, facts)
+    must_match = {"jax": jax.__version__, **must_match}
+    peers = _accept_all(spec, must_match) if spec.process == 0 else _connect_to_main(spec, must_match)
     group = ProcessGroup(spec.process, peers)
     try:
         # The preemption service would take SIGTERM, which ProcessGroup.should_stop is for.
@@ -85,8 +86,12 @@ def joined(
     jax.distributed.shutdown()
 
 
-def _gather(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Connection, str]]:
-    """On process 0: connection and host name of all others, once all are there with identical facts."""
+def _accept_all(spec: ClusterSpec, must_match: Mapping[str, str]) -> dict[int, tuple[Connection, str]]:
+    """On process 0: waits for the connections of all others and checks that their `must_match` is the same.
+
+    Returns:
+      {index: (connection, host name)}.
+    """
     arrived: dict[int, tuple[Connection, str]] = {}
     unidentified: list[Connection] = []
     deadline = time.monotonic() + spec.timeout
@@ -107,7 +112,8 @@ def _gather(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Conn
     with listener:
         while len(arrived) < spec.processes - 1:
             known = {connection: index for index, (connection, _) in arrived.items()}
-            ready = wait([listener, *unidentified, *known], max(0.0, deadline - time.monotonic()))
+            sources: list[socket.socket | Connection] = [listener, *unidentified, *known]
+            ready = wait_readable(sources, max(0.0, deadline - time.monotonic()))
             if not ready:
                 missing = [str(index) for index in range(1, spec.processes) if index not in arrived]
                 refuse(
@@ -117,16 +123,16 @@ def _gather(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Conn
                     )
                 )
             for source in ready:
-                if source is listener:
+                if isinstance(source, socket.socket):  # the listener
                     unidentified.append(_connection(listener.accept()[0]))
-                elif source in known:  # it died, and may come back
+                elif source in known:  # it died, and may be started again
                     source.close()
                     del arrived[known[source]]
                 else:
                     try:
-                        hello = json.loads(source.recv_bytes(processes.LIMIT))
+                        hello = json.loads(source.recv_bytes(processes.MAX_MESSAGE))
                         index, host = int(hello["process"]), str(hello["host"])
-                        theirs, count = dict(hello["facts"]), int(hello["processes"])
+                        theirs, count = dict(hello["must_match"]), int(hello["processes"])
                     except (EOFError, OSError, ValueError, KeyError, TypeError):
                         unidentified.remove(source)  # a health check, or a port scan
                         source.close()
@@ -136,11 +142,12 @@ def _gather(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Conn
                             ValueError(f"process {index} on {host} has --processes={count}, process 0 {spec.processes}")
                         )
                     if index in arrived or index == 0:
-                        there = arrived[index][1] if index else socket.gethostname()
-                        refuse(ValueError(f"there are two processes with --process={index}, on {there} and on {host}"))
-                    if differing := [key for key in {**facts, **theirs} if facts.get(key) != theirs.get(key)]:
+                        first = arrived[index][1] if index else socket.gethostname()
+                        refuse(ValueError(f"there are two processes with --process={index}, on {first} and on {host}"))
+                    ours = must_match
+                    if differing := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]:
                         key = differing[0]
-                        text = f"process {index} on {host} has {key} {theirs.get(key)}, process 0 {facts.get(key)}"
+                        text = f"process {index} on {host} has {key} {theirs.get(key)}, process 0 {ours.get(key)}"
                         refuse(ValueError(f"{text}; all processes need the same command, but for --process"))
                     unidentified.remove(source)
                     arrived[index] = (source, host)
@@ -152,8 +159,12 @@ def _gather(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Conn
     return arrived
 
 
-def _report(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Connection, str]]:
-    """On the other processes: the connection to process 0, once it says that all are there."""
+def _connect_to_main(spec: ClusterSpec, must_match: Mapping[str, str]) -> dict[int, tuple[Connection, str]]:
+    """On the other processes: connects to process 0 and waits until it has accepted all.
+
+    Returns:
+      {0: (connection, host name)}.
+    """
     check_loopback(spec)
     deadline = time.monotonic() + spec.timeout
     while True:
@@ -168,10 +179,10 @@ def _report(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Conn
                 ) from None
             time.sleep(0.2)
     connection = _connection(plain)
-    hello = {"process": spec.process, "processes": spec.processes, "host": socket.gethostname(), "facts": facts}
-    _send(connection, hello)
+    hello = {"process": spec.process, "processes": spec.processes, "host": socket.gethostname()}
+    _send(connection, {**hello, "must_match": must_match})
     try:
-        answer: dict[str, Any] = json.loads(connection.recv_bytes(processes.LIMIT))  # process 0 has the timeout
+        answer: dict[str, Any] = json.loads(connection.recv_bytes(processes.MAX_MESSAGE))  # process 0 has the timeout
     except (EOFError, OSError, ValueError):
         raise Missing(
             f"process {spec.process}: what answers at {spec.coordinator} is not process 0 waiting for this run, or "
@@ -183,14 +194,14 @@ def _report(spec: ClusterSpec, facts: Mapping[str, str]) -> dict[int, tuple[Conn
 
 
 def _connection(plain: socket.socket) -> Connection:
-    """With TCP's keep-alive set so that a host that is cut off breaks the connection after SILENCE seconds."""
+    """A connection over a socket, with TCP's keep-alive: it breaks PEER_TIMEOUT seconds after a host is cut off."""
     plain.settimeout(None)
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (  # as far as the system has them
-        ("TCP_KEEPIDLE", processes.SILENCE // 4),
-        ("TCP_KEEPINTVL", processes.SILENCE // 4),
+        ("TCP_KEEPIDLE", processes.PEER_TIMEOUT // 4),
+        ("TCP_KEEPINTVL", processes.PEER_TIMEOUT // 4),
         ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", processes.SILENCE * 1000),
+        ("TCP_USER_TIMEOUT", processes.PEER_TIMEOUT * 1000),
     ):
         if hasattr(socket, option):
             plain.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

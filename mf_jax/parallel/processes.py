@@ -1,17 +1,17 @@
-"""The processes of a run, and what they tell each other: that it ends, when to stop, and what process 0 decided.
+"""The process group of a run: failure detection, agreed stopping, broadcasts from process 0, and barriers.
 
 Every process keeps one TCP connection to process 0 for as long as the run lasts, and a thread that listens to it. So
 
   - a process that dies, however it dies, ends all others within a second: its system closes the connection. One whose
-    host is cut off or without power does so after SILENCE seconds, by TCP's own keep-alive. Neither needs a heartbeat
-    from Python, so no compilation, garbage collection or slow file system is ever mistaken for a death;
+    host is cut off or without power does so after PEER_TIMEOUT seconds, by TCP's keep-alive. Neither needs a heartbeat
+    from Python, so a compilation, garbage collection or a slow file system is never mistaken for a death;
   - an error in one process ends all others with that error's message, while they wait in a collective for it;
   - a signal to one process, or its closed output, stops all after the same step.
 
-jax's coordination service does none of the three in words: it ends a process from C++ (abort, with a stack trace of its
-own), takes a heartbeat timeout to notice a death, and knows no errors. jax's preemption service is not used: it knows
-SIGTERM alone, and a notice that comes before the first step of a resumed run names a step that is already past. What
-is left to jax's heartbeat is a process that is there and does nothing at all, see distributed.HEARTBEAT.
+jax's coordination service has no messages for any of the three: it ends a process from C++ (abort, with a stack trace),
+takes a heartbeat timeout to notice a death, and does not pass errors on. jax's preemption service is not used: it
+handles SIGTERM alone, and a notice that comes before the first step of a resumed run names a step that is already past.
+Left to jax's heartbeat is a process that is alive but makes no progress at all, see distributed.HEARTBEAT.
 
 Messages are JSON objects, one per frame of multiprocessing.connection; nothing that arrives is ever unpickled.
 """
@@ -24,41 +24,49 @@ import math
 import multiprocessing
 import os
 import queue
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 from mf_jax.parallel.stopping import readable_output
 
-SILENCE = 20  # seconds without an answer from the other host's system until a connection counts as broken
-LIMIT = 2**20  # bytes of a message
-GOODBYE = 5.0  # seconds that an ending process waits for the others to have heard
+PEER_TIMEOUT = 20  # seconds without an answer from the other host's system until a connection counts as broken
+MAX_MESSAGE = 2**20  # bytes
+EXIT_WAIT = 5.0  # seconds that an ending process waits until the others have its message
+
+Source = TypeVar("Source", bound=Connection | socket.socket)
+
+
+def wait_readable(sources: Iterable[Source], timeout: float | None = None) -> list[Source]:
+    """The connections and sockets that can be read from; waits for the first, at most `timeout` seconds."""
+    return cast("list[Source]", wait(list(sources), timeout))
 
 
 class ProcessGroup:
-    """The processes of a run, seen from one of them. `ProcessGroup()` is a process by itself: it waits for nobody."""
+    """The processes of a run and the messages between them. `ProcessGroup()` is a group of one, which never waits."""
 
     def __init__(self, process: int = 0, peers: Mapping[int, tuple[Connection, str]] | None = None):
-        """Starts to listen.
+        """Starts the listening thread, in a group of several.
 
         Args:
-          process: this one's index. peers: connection and host name by index: all others on process 0, {0: ...} on
-            the others; None for a process by itself.
+          process: index of this process. peers: {index: (connection, host name)}: on process 0 all others, on the
+            others {0: ...}; None for a group of one.
         """
         self.process = process
         self._hosts = {index: host for index, (_, host) in (peers or {}).items()}
         self._peers = {index: connection for index, (connection, _) in (peers or {}).items()}
         self._sending = threading.Lock()
         self._broadcasts: queue.Queue[Any] = queue.Queue()
-        self._arrived: queue.Queue[int] = queue.Queue()  # on process 0: who has come to `barrier`
-        self._finished: set[int] = set()  # processes that may go without being missed
+        self._arrived: queue.Queue[int] = queue.Queue()  # on process 0: indices of processes that reached `barrier`
+        self._finished: set[int] = set()  # processes whose end is not a failure
         self._ending = threading.Event()
         self._calls = 0  # of `should_stop`
         self._last = math.inf  # the call that returns True
-        self._gate = threading.Lock()  # held by the thread while the processes agree on `_last`
+        self._gate = threading.Lock()  # locked by the thread while the processes agree on `_last`
         self._counts: dict[int, int] = {}  # on process 0: `_calls` of each, while they agree
         self._asked = False
         self.stopped_by = ""  # "SIGTERM", or "SIGTERM on process 1": once `should_stop` has returned True
@@ -70,16 +78,16 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is process 0: the one that writes logs, prints, and holds the workdir."""
+        """Whether this is process 0, which prints, writes logs and locks the workdir."""
         return self.process == 0
 
     def print(self, text: str) -> None:
-        """Prints, on process 0 only; to stderr if stdout has been found closed."""
+        """Prints on process 0 only; to stderr once stdout was found closed."""
         if self.is_main:
             print(text, file=readable_output(), flush=True)
 
     def broadcast(self, value: Any) -> Any:
-        """What process 0 gave, on every process; each must call it, in the same order. Values go through JSON."""
+        """Returns process 0's value on every process; all must call it, in the same order. Values are sent as JSON."""
         if self._alone:
             return value
         if self.is_main:
@@ -88,7 +96,7 @@ class ProcessGroup:
         return self._broadcasts.get()
 
     def barrier(self) -> None:
-        """Waits until all processes have come here as often."""
+        """Waits until all processes have called it equally often."""
         if self.is_main:
             for _ in self._peers:
                 self._arrived.get()
@@ -97,10 +105,10 @@ class ProcessGroup:
         self.broadcast(None)
 
     def should_stop(self, requests: Sequence[str]) -> bool:
-        """Whether to stop now; every process must ask once per step, and gets True at the same call.
+        """Whether to stop after this step; every process must call it once per step, and gets True at the same call.
 
-        Costs a lock: only when a request has come do the processes exchange how often each has asked, and the first
-        call that none of them has made yet is the one that returns True.
+        A call costs a lock. Only after a request do the processes exchange how many calls each has made; the first
+        call that none of them has made yet returns True.
 
         Args:
           requests: that this process has received so far, by name (stopping.stop_requests).
@@ -117,23 +125,26 @@ class ProcessGroup:
             return self._calls >= self._last
 
     def abort(self, text: str, status: int, details: str = "") -> NoReturn:
-        """Ends this process and all others, which print `text` as this one's. Details are printed here alone.
+        """Ends this process and all others, which print `text` with the index of this one.
 
-        The others may have failed first, and what went wrong here may only be a consequence: a collective that broke
-        off, an orbax barrier that nobody came to. So this waits a moment for their word. It waits longer on the others
-        than on process 0, which therefore is the one to report an error that all have in common.
+        The error here may only be a consequence of another process's: a collective that broke off, an orbax barrier
+        that timed out. So this waits a moment for the others' messages first. It waits longer on the others than on
+        process 0, which therefore reports an error that all have in common.
+
+        Args:
+          text: the message. status: exit status of all processes. details: printed by this process only.
         """
         time.sleep(1.0 if self.is_main else 3.0)
         if self._ending.is_set():  # the thread is about to end this process
-            time.sleep(2 * GOODBYE)
+            time.sleep(2 * EXIT_WAIT)
         self._ending.set()
         self._send({"end": f"process {self.process} ended the run: {text}", "status": status})
         _briefly(_write_error, f"{details}mf_jax train: {text}\n")
-        self._thread.join(GOODBYE)
+        self._thread.join(EXIT_WAIT)
         self._exit(status)
 
     def finish(self) -> None:
-        """Tells the others that this process is through, and may go."""
+        """Announces to the others that this process has finished, so that its end is not a failure."""
         self._send({"finished": True})
 
     def _send(self, message: Mapping[str, Any], to: Sequence[int] | None = None) -> None:
@@ -141,17 +152,17 @@ class ProcessGroup:
         with self._sending:
             for index, connection in self._peers.items():
                 if to is None or index in to:
-                    with contextlib.suppress(OSError):  # who is gone is noticed where we listen
+                    with contextlib.suppress(OSError):  # the listening thread notices dead processes
                         connection.send_bytes(frame)
 
     def _listen(self) -> None:
-        """The thread: until all connections are closed."""
+        """The body of the thread: handles messages until all connections are closed."""
         sources = {connection: index for index, connection in self._peers.items()} | {self._inbox: self.process}
         while len(sources) > 1:
-            for source in wait(list(sources)):
+            for source in wait_readable(sources):
                 index = sources[source]
                 try:
-                    message = json.loads(source.recv_bytes(LIMIT))
+                    message = json.loads(source.recv_bytes(MAX_MESSAGE))
                 except (EOFError, OSError):
                     del sources[source]
                     if index not in self._finished and not self._ending.is_set():
@@ -164,7 +175,7 @@ class ProcessGroup:
                     continue
                 if "end" in message:
                     if self._ending.is_set():
-                        return  # process 0 has heard that this one ends
+                        return  # process 0 has received this process's "end"
                     self._end(message["end"], message["status"], sources)
                 elif "finished" in message:
                     self._finished.add(index)
@@ -176,7 +187,7 @@ class ProcessGroup:
                     self._agree(index, message)
 
     def _agree(self, index: int, message: Mapping[str, Any]) -> None:
-        """One message of the exchange behind `should_stop`: stop (to process 0), hold, count, last."""
+        """Handles a message of the agreement behind `should_stop`, in order: stop (to process 0), hold, count, last."""
         if "stop" in message and not self.is_main:
             self._send(message)
         elif "stop" in message and not self.stopped_by:
@@ -198,28 +209,28 @@ class ProcessGroup:
             self._gate.release()
 
     def _end(self, text: str, status: int, sources: dict[Connection, int]) -> NoReturn:
-        """Ends this process from the thread: the main one may be waiting in a collective for ever.
+        """Ends this process from the listening thread, as the main thread may hang in a collective.
 
-        Process 0 goes last, after the others have heard and closed their connections: its end is the end of jax's
-        coordination service, at which jax would abort them.
+        Process 0 ends last, after the others have received the message and closed their connections: with it ends
+        jax's coordination service, at which jax would abort them.
         """
         self._ending.set()
         if self.is_main:
             self._send({"end": text, "status": status})
         _briefly(_write_error, f"mf_jax train: {text}\n")
         if self.is_main:
-            deadline = time.monotonic() + GOODBYE
-            while len(sources) > 1 and (ready := wait(list(sources), max(0.0, deadline - time.monotonic()))):
+            deadline = time.monotonic() + EXIT_WAIT
+            while len(sources) > 1 and (ready := wait_readable(sources, max(0.0, deadline - time.monotonic()))):
                 for source in ready:
                     try:
-                        source.recv_bytes(LIMIT)
+                        source.recv_bytes(MAX_MESSAGE)
                     except (EOFError, OSError):
                         del sources[source]
         self._exit(status)
 
     def _exit(self, status: int) -> NoReturn:
-        """At once: no handler at exit may wait for processes that are gone."""
-        if self.is_main:  # what it has said; the main thread may be stuck in saying more
+        """Exits at once, without exit handlers, which could wait for dead processes."""
+        if self.is_main:  # flushes stdout; the main thread may hang in a write
             _briefly(lambda: print(end="", flush=True))
         os._exit(status)
 
@@ -230,7 +241,7 @@ def _write_error(text: str) -> None:
 
 
 def _briefly(write: Callable[..., None], *arguments: str) -> None:
-    """Calls for a second at most. An output that is closed, full or stuck does not keep a process from ending."""
+    """Calls `write` in a thread, for one second at most: a closed, full or blocked output must not delay the exit."""
 
     def attempt() -> None:
         with contextlib.suppress(OSError, ValueError):

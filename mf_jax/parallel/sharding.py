@@ -1,4 +1,4 @@
-"""The mesh, and the one table that says how logical axes lie on it.
+"""Sharding: the device mesh, and the one table of rules that maps logical axis names to mesh axes.
 
 Every parameter and activation names its axes (`embed`, `mlp`, `batch`, ...); `RULES` maps a name to mesh axes, and
 `mesh.rules` of the config overrides single entries. Gradients, optimizer state and EMA follow the parameters.
@@ -53,7 +53,7 @@ RULES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes, see the top of the file; one may be -1 and takes the devices that the others leave.
+    """Sizes of the mesh axes, see the top of the file; one may be -1: as many devices as the other axes leave.
 
     Attributes:
       data, fsdp, tensor, context: within a slice.
@@ -79,12 +79,15 @@ class MeshConfig:
 
 
 def _axes(value: Any) -> tuple[str, ...]:
-    """Mesh axes as a rule may give them: a name, several, or None."""
+    """The mesh axes of a rule, which gives one name, several, or None, as a tuple."""
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
-    """The size of every axis on so many devices, all slices together.
+    """The size of every mesh axis over all slices, -1 resolved.
+
+    Args:
+      devices: number of devices of all slices together.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices of a slice.
@@ -110,7 +113,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices, or over those given.
 
     Raises:
-      ValueError: as `mesh_sizes`; another number of slices than the devices are of.
+      ValueError: as `mesh_sizes`; the devices belong to another number of slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(config, len(devices))
@@ -141,7 +144,7 @@ def rules(overrides: Mapping[str, Any] | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scope(mesh: Mesh) -> Iterator[None]:
-    """Context in which models are traced for a mesh, by the rules in force or else by RULES."""
+    """Context to trace models in for a mesh, with the rules of an enclosing `rules` context, else RULES."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         if not nn.get_logical_axis_rules():
@@ -150,7 +153,7 @@ def scope(mesh: Mesh) -> Iterator[None]:
 
 
 def spec(names: Iterable[str | None]) -> PartitionSpec:
-    """The mesh axes of an array whose axes have these logical names, by the rules in force or else by RULES."""
+    """The PartitionSpec of an array with these logical axis names, by the enclosing `rules` context, else RULES."""
     table = dict(nn.get_logical_axis_rules() or RULES.items())
     taken: set[str] = set()
     entries = []
@@ -162,12 +165,12 @@ def spec(names: Iterable[str | None]) -> PartitionSpec:
 
 
 def is_box(leaf: Any) -> bool:
-    """Whether this is an array, or what stands for one, with its logical axis names around it."""
+    """Whether a leaf is flax's box around an array (or its shape) that holds its logical axis names."""
     return isinstance(leaf, nn.LogicallyPartitioned)
 
 
 def shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """NamedShardings of a tree whose leaves carry logical axis names (as flax's `init` returns it).
+    """The NamedShardings of a tree of arrays or shapes that are boxed with their logical axis names (flax's `init`).
 
     Raises:
       ValueError: a dimension that its mesh axes do not divide; names parameter, dimension and axis.
@@ -188,12 +191,12 @@ def shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def _parts(mesh: Any, axes: Any) -> int:
-    """Into how many parts these mesh axes cut a dimension."""
+    """The number of parts that these mesh axes split a dimension into."""
     return int(np.prod([mesh.shape[axis] for axis in _axes(axes)], dtype=int))
 
 
 def check_divisible(sizes: Iterable[tuple[str, str, int]], mesh: Mesh) -> None:
-    """Of activations, before anything is traced.
+    """Checks the sizes of activations before anything is traced.
 
     Args:
       sizes: (what it is, in words, with the config key; its logical axis; its size).
@@ -210,7 +213,11 @@ def check_divisible(sizes: Iterable[tuple[str, str, int]], mesh: Mesh) -> None:
 
 
 def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
-    """Raises ValueError: a batch that cannot be cut into parts and dealt to the devices; names one that can."""
+    """Checks that a batch can be split into accumulated parts and over the devices.
+
+    Raises:
+      ValueError: it cannot; names the next larger batch that can.
+    """
     parts = _parts(mesh, spec(("batch",))[0])
     if batch % (accumulate * parts):
         unit = accumulate * parts
@@ -221,13 +228,13 @@ def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
 
 
 def is_split(name: str) -> bool:
-    """Whether a logical axis is cut into parts on the mesh of the present scope."""
+    """Whether a logical axis is split on the mesh of the enclosing `scope`."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and _parts(mesh, spec((name,))[0]) > 1
 
 
 def where_divisible(names: Sequence[str | None], shape: Sequence[int]) -> tuple[str | None, ...]:
-    """The names, None in place of one whose mesh axes do not divide its dimension, on the mesh of the present scope."""
+    """The logical names, None for those whose mesh axes (of the enclosing `scope`) do not divide the dimension."""
     mesh = jax.sharding.get_abstract_mesh()
     layout = spec(names)
     fits = [mesh.empty or size % _parts(mesh, axes) == 0 for size, axes in zip(shape, layout, strict=True)]
@@ -237,9 +244,10 @@ def where_divisible(names: Sequence[str | None], shape: Sequence[int]) -> tuple[
 def per_device(
     function: Callable[..., jax.Array], inputs: Sequence[tuple[str | None, ...]], output: tuple[str | None, ...]
 ) -> Callable[..., jax.Array]:
-    """`function` called on each device's part of its arguments, for kernels that the compiler cannot split.
+    """`function` mapped over the devices by shard_map, for kernels that the compiler cannot partition.
 
     Args:
+      function: called on each device's part of the arguments.
       inputs: logical names of the axes of every argument. output: of the result.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -250,22 +258,22 @@ def per_device(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays whose leading axis is the batch."""
+    """The sharding of arrays whose leading axis is the batch."""
     return NamedSharding(mesh, spec(("batch",)))
 
 
 def batch_rows(mesh: Mesh, batch: int) -> np.ndarray:
-    """Which examples of a batch the devices of this process hold, in order."""
+    """Indices of the examples of a batch that the devices of this process hold, ascending, int (b,)."""
     cuts = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
     return np.unique(np.concatenate([np.arange(batch)[cut] for cut in cuts]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device, so that every process can read it."""
+    """The sharding of arrays that are whole on every device, so that every process can read them."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's `batch_rows` to its devices, as one global array per field."""
+    """Puts this process's `batch_rows` on its devices and returns the global array of every field."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -1,8 +1,8 @@
 """Requests to stop a run: signals, and output that can no longer be written.
 
-A terminal that closes sends SIGHUP and takes no output any more; a launcher that dies leaves broken pipes. Neither may
-end a run without a checkpoint, or keep it from telling the other processes. So both are requests, as SIGTERM is, and
-what is printed afterwards goes nowhere.
+A terminal that closes sends SIGHUP and accepts no more output; a launcher that dies leaves broken pipes. Neither may
+end a run without a checkpoint, or without a message to the other processes. So both are requests, as SIGTERM is, and
+what is printed afterwards is discarded.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ CLOSED_OUTPUT = "closed output"
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[str]]:
-    """A list that SIGTERM, SIGINT, SIGHUP and a closed output are written to, by name, instead of ending the process.
+    """Context that turns SIGTERM, SIGINT, SIGHUP and a closed output into names in the list that it yields.
 
-    A second SIGTERM or SIGINT ends it. A second SIGHUP does not: a shell whose terminal closes sends one, the system
-    another. Under nohup, where SIGHUP is ignored, it still is.
+    A second SIGTERM or SIGINT ends the process. A second SIGHUP does not: when a terminal closes, its shell sends one
+    and the system another. Under nohup SIGHUP stays ignored.
     """
     requests: list[str] = []
-    before = {}
+    before: dict[int, Any] = {}  # the handlers that signal.signal returned
 
     def note(number: int, frame: Any) -> None:
         requests.append(signal.Signals(number).name)
@@ -39,13 +39,13 @@ def stop_requests() -> Iterator[list[str]]:
         try:
             yield requests
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for caught, handler in before.items():
+                signal.signal(caught, handler)
 
 
 @contextlib.contextmanager
 def guarded_output(requests: list[str]) -> Iterator[None]:
-    """sys.stdout and sys.stderr never raise because they are closed; `requests` gets CLOSED_OUTPUT when one is."""
+    """Context in which a closed sys.stdout or sys.stderr does not raise but adds CLOSED_OUTPUT to `requests`."""
     before = sys.stdout, sys.stderr
     with contextlib.ExitStack() as stack:
         sys.stdout, sys.stderr = guarded = [
@@ -61,14 +61,14 @@ def guarded_output(requests: list[str]) -> Iterator[None]:
 
 
 def readable_output() -> TextIO:
-    """sys.stdout; sys.stderr instead if stdout has been found closed."""
+    """sys.stdout, or sys.stderr once stdout was found closed."""
     return sys.stderr if isinstance(sys.stdout, GuardedStream) and sys.stdout.broken else sys.stdout
 
 
 class GuardedStream:
-    """A text stream whose first failure is noted, and whose file is /dev/null from then on.
+    """A text stream that calls `note` at its first failure and is redirected to /dev/null from then on.
 
-    So is what Python's flush at exit, subprocesses and libraries write to the same file descriptor.
+    The file descriptor is redirected: so writes by subprocesses, libraries and Python's flush at exit are, too.
     """
 
     def __init__(self, stream: TextIO, note: Callable[[], None]):

@@ -1,4 +1,4 @@
-"""Compiling the train step: once, kept on disk for the next start, and written out for people to read."""
+"""Compilation of the train step: jax's persistent cache, and dumps of the program for people to read."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from mf_jax.storage import atomic_file
 
 @contextlib.contextmanager
 def persistent_cache(given: str, default: pathlib.Path) -> Iterator[None]:
-    """jax keeps what it compiles in a directory and takes from there what it has compiled before.
+    """Context in which jax's persistent compilation cache is a directory.
 
     jax keys the entries by program, devices (a CPU's instruction set), version, flags and the directory's own path, so
     runs and machines may share a directory, under one path. Of several processes the first writes.
 
     Args:
-      given: the directory; "": the one that jax has been told already (JAX_COMPILATION_CACHE_DIR), else `default`.
+      given: the directory; "": the one that jax is configured with (JAX_COMPILATION_CACHE_DIR), else `default`.
+      default: created if it is used.
     """
-    before = jax.config.jax_compilation_cache_dir
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    # jax adds its settings as attributes at run time.
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    least = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]
     if before and not given:
         yield
         return
@@ -42,15 +44,16 @@ def persistent_cache(given: str, default: pathlib.Path) -> Iterator[None]:
 def _use(directory: str | None, least_seconds: float) -> None:
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
-    compilation_cache.reset_cache()  # a process that compiled before has settled on the directory of then
+    compilation_cache.reset_cache()  # else a process that has compiled before keeps its old directory
 
 
-def compile_step(step_fn: Any, arguments: tuple[Any, ...], dump: pathlib.Path | None) -> jax.stages.Compiled:
+def compile_for_run(step_fn: Any, arguments: tuple[Any, ...], dump: pathlib.Path | None) -> jax.stages.Compiled:
     """The executable of a jitted step for arguments of these shapes and shardings.
 
     Args:
-      dump: directory for train_step.stablehlo.txt, what jax asks for, and train_step.optimized.txt, what XLA made of
-        it, as it is run; None writes neither.
+      step_fn: as jax.jit returns it. arguments: arrays or jax.ShapeDtypeStruct.
+      dump: directory for train_step.stablehlo.txt, the program as jax lowers it, and train_step.optimized.txt, the
+        program after XLA's optimisation; None writes neither.
     """
     lowered = step_fn.lower(*arguments)
     compiled = lowered.compile()

@@ -1,4 +1,4 @@
-"""The sections `train` and `objective` of a config, and what of a whole config training reads."""
+"""The sections `train` and `objective` of a config, and the protocol of the config that training needs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from mf_jax.training.optimizer import AdamWConfig
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """Attributes:
-    caption_dropout: share of examples trained with the empty prompt.
-    t_floor: under t in the velocity-space loss.
-    distill_high, distill_low: weight of self-distillation (eq. 8), high t + low (1 - t) with the mean noise level t of
-      the other modalities. The teacher is the model that training starts from (init.checkpoint), shown the leading
-      modality alone. 0 and 0: none.
+    """The training objective: caption dropout, floor of t, self-distillation.
+
+    Attributes:
+      caption_dropout: share of examples trained with the empty prompt.
+      t_floor: smallest t that the velocity-space loss divides by.
+      distill_high, distill_low: weight of self-distillation (eq. 8), high t + low (1 - t) with the mean noise level t
+        of the other modalities. The teacher is the model that training starts from (init.checkpoint), shown the
+        leading modality alone. 0 and 0: none.
     """
 
     caption_dropout: float = 0.1
@@ -39,14 +41,16 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Attributes:
-    steps: in all. batch: examples per step over all devices. accumulate: parts that a batch is computed in.
-    ema_decay: of the weights that are evaluated. log_every: steps between log entries.
-    freeze: paths of parameters that are not trained, with all that lies under them: "backbone/double/image".
-    compilation_cache: directory for compiled programs, which runs may share; "": the one that jax has been told
-      (JAX_COMPILATION_CACHE_DIR), else WORKDIR/compilation_cache.
-    profile_steps: (first, last): jax's profiler traces the run from step first to step last into WORKDIR/profile.
-    dump_hlo: write the compiled step to WORKDIR/hlo, as jax lowers it and as XLA optimises it.
+    """Length, batch size, averaging and outputs of a training run.
+
+    Attributes:
+      steps: in total. batch: examples per step over all devices. accumulate: parts that a batch is computed in.
+      ema_decay: of the weights that are evaluated. log_every: steps between log entries.
+      freeze: paths of parameters that are not trained, with everything under them: "backbone/double/image".
+      compilation_cache: directory for compiled programs, which runs may share; "": the one that jax is configured with
+        (JAX_COMPILATION_CACHE_DIR), else WORKDIR/compilation_cache.
+      profile_steps: (first, last): jax's profiler traces the run from step first to step last into WORKDIR/profile.
+      dump_hlo: write the compiled step to WORKDIR/hlo, as jax lowers it and as XLA optimises it.
     """
 
     steps: int = 1000
@@ -82,7 +86,7 @@ class TrainConfig:
 
 
 class Recipe(Protocol):
-    """The parts of a config that a training state and its step depend on."""
+    """Protocol of a config with the sections that the train state and the train step depend on."""
 
     @property
     def seed(self) -> int: ...

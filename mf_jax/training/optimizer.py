@@ -1,4 +1,4 @@
-"""The optimizers that a config can choose, with warm-up, constant or cosine learning rate, and clipping."""
+"""The optimizers of the config section `optimizer`: AdamW and Muon, with learning-rate schedule and clipping."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mf_jax.parallel.sharding import is_box
 
 MUON_MOMENTUM = 0.95
 
-# bfloat16 has 8 significant bits: a moment that is to decay must do so by more than half a unit in the last of them.
+# bfloat16 has 8 significant bits: the decay of a moment must change it by more than half a unit in the last of them.
 LARGEST_HALF_DECAY = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
 class AdamWConfig:
-    """AdamW on everything.
+    """AdamW for all parameters.
 
     Attributes:
       learning_rate: highest, after the warm-up. warmup: steps in which the rate rises to it.
       b1, b2: decay of the first and the second moment.
       schedule: after `warmup` steps, "constant" or "cosine" (it reaches zero after the last step).
-      weight_decay: on matrices only; norms, biases, gates and embeddings are left alone.
+      weight_decay: on matrices only, not on norms, biases, gates and embeddings.
       clip: largest global norm of the gradient.
       moments: dtype in which the moments are kept, "float32" or "bfloat16", which halves them. They are updated in
         float32 either way.
@@ -55,8 +55,9 @@ class AdamWConfig:
             )
 
     def rate(self, steps: int) -> optax.Schedule:
-        """The learning rate at update 0, 1, ...: warm-up is lr (step + 1) / (warmup + 1), so that no update is lost
-        at zero.
+        """The learning rate at update 0, 1, ... of a run of so many steps.
+
+        Warm-up is lr (step + 1) / (warmup + 1), so that the first update is not zero.
         """
         return self._scheduled(self.learning_rate, steps)
 
@@ -129,7 +130,7 @@ def _is_matrix(params: Any) -> Any:
 
 
 def _kept_in(dtype: jnp.dtype, inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` with the floating arrays of its state kept in `dtype` between updates, and float32 within them."""
+    """`inner` with its state stored in `dtype` between updates and cast to float32 for each (floating arrays only)."""
 
     def cast(state: Any, to: jnp.dtype) -> Any:
         return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
@@ -142,7 +143,7 @@ def _kept_in(dtype: jnp.dtype, inner: optax.GradientTransformation) -> optax.Gra
 
 
 def _share(params: Any) -> Any:
-    """Whose each parameter is: "muon" has the kernels of stacked blocks, (layers, input, output), "adamw" all else."""
+    """The optimizer of each parameter: "muon" for kernels of stacked blocks (layers, input, output), else "adamw"."""
 
     def share(path: tuple, leaf: Any) -> str:
         value = leaf.value if is_box(leaf) else leaf

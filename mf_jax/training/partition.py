@@ -1,4 +1,4 @@
-"""Parameters that are trained and parameters that are not: splitting a tree in two, and putting it together again.
+"""Partition of a parameter tree into trained and untrained parameters, and its inverse.
 
 Untrained parameters have no gradient, no optimizer state and no moving average. A tree is nested dicts; a path is its
 keys joined by "/".
@@ -13,10 +13,10 @@ from mf_jax.configurable import nearest
 
 
 def partition(params: Mapping[str, Any], prefixes: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trained, untrained): what lies at or under one of the path prefixes is not trained.
+    """(trained, untrained): the parameters at or under one of the path prefixes are untrained.
 
     Raises:
-      ValueError: a prefix under which there is nothing, or nothing left to train.
+      ValueError: a prefix that matches no parameter, or no parameter left to train.
     """
     used: set[str] = set()
 
@@ -24,12 +24,12 @@ def partition(params: Mapping[str, Any], prefixes: Sequence[str]) -> tuple[dict[
         trained: dict[str, Any] = {}
         untrained: dict[str, Any] = {}
         for key, value in node.items():
-            here = f"{path}/{key}" if path else key
-            if here in prefixes:
-                used.add(here)
+            full_path = f"{path}/{key}" if path else key
+            if full_path in prefixes:
+                used.add(full_path)
                 untrained[key] = value
             elif isinstance(value, Mapping):
-                below = walk(value, here)
+                below = walk(value, full_path)
                 for side, part in zip((trained, untrained), below, strict=True):
                     if part:
                         side[key] = part
@@ -58,8 +58,8 @@ def combine(trained: Mapping[str, Any], untrained: Mapping[str, Any]) -> dict[st
 def _paths(node: Mapping[str, Any], path: str = "") -> list[str]:
     found = []
     for key, value in node.items():
-        here = f"{path}/{key}" if path else key
-        found.append(here)
+        full_path = f"{path}/{key}" if path else key
+        found.append(full_path)
         if isinstance(value, Mapping):
-            found += _paths(value, here)
+            found += _paths(value, full_path)
     return found

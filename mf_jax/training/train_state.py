@@ -1,4 +1,4 @@
-"""What a training run is at one step, how it is laid over the devices, and how it comes into being."""
+"""The state of a training run (parameters, EMA, optimizer), its initialisation, and its sharding over the devices."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ INIT_STREAM = 0  # first fold of the seed for the initial parameters
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Attributes:
-    step: updates done.
-    params: float32 parameters that are trained. untrained: those that are not (train.freeze), {} without any.
-    ema: moving average of params. opt_state: the optimizer's moments of params.
+    """Everything that a training step updates.
+
+    Attributes:
+      step: number of updates so far, int32 scalar.
+      params: float32 parameters that are trained. untrained: those that are not (train.freeze), {} without any.
+      ema: moving average of params. opt_state: state of the optimizer.
     """
 
     step: jax.Array
@@ -38,7 +40,7 @@ def initial_params(model: JointModel, config: Recipe) -> Any:
 
 
 def _from_params(params: Any, config: Recipe) -> TrainState:
-    """Step 0 with these parameters, boxed or not; the EMA starts as they are."""
+    """The state at step 0 with these parameters, boxed or not; the EMA starts equal to them."""
     trained, untrained = partition.partition(params, config.train.freeze)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -56,10 +58,10 @@ def _boxed(model: JointModel, config: Recipe) -> TrainState:
 def new(
     model: JointModel, config: Recipe, mesh: jax.sharding.Mesh, params: Mapping[str, Any] | None = None
 ) -> TrainState:
-    """A fresh state, every array made where it belongs.
+    """The state at step 0, every array created with its sharding.
 
     Args:
-      params: what to start from, laid out as `layout_of_params`; fresh parameters without it.
+      params: parameters to start from, laid out as `abstract_params`; None: drawn from the config's seed.
     """
 
     def scratch() -> TrainState:
@@ -73,13 +75,13 @@ def new(
     return jax.jit(lambda params: _from_params(params, config), out_shardings=layout)(params)
 
 
-def layout_of_params(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh | None = None) -> Any:
+def abstract_params(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh | None = None) -> Any:
     """Shapes, dtypes and shardings of all parameters, trained and untrained; on one device without a mesh."""
     return _placed(jax.eval_shape(lambda: initial_params(model, config)), mesh)
 
 
-def layout_of(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
-    """The NamedSharding of every array.
+def state_shardings(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
+    """The NamedSharding of every array of the state.
 
     Raises:
       ValueError: a dimension that its mesh axes do not divide.

@@ -10,7 +10,7 @@ Legend: B batch, N tokens, C channels per token, L text ids, R modes, S noise bi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,11 @@ STEPS_STREAM = 1  # first fold of the seed for the steps; initialisation has tra
 
 
 def _draw(model: JointModel, seed: int, step: jax.Array, batch_size: int) -> dict[str, Any]:
-    """Everything random of a step that has no token axis; the noise itself is drawn from `key` where it is used."""
+    """The random numbers of a step but for the noise, which is drawn from `noise_key` where it is used.
+
+    Returns:
+      t: noise levels (B,) by modality; mode: index (B,); caption_u: uniform (B,); noise_key: keys (B,).
+    """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEPS_STREAM), step)
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
     level_B, caption_B, noise_B = jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(key_B), 3, axis=1)
@@ -56,7 +60,7 @@ def _errors(
     drawn: dict[str, Any],
     masks: dict[str, Any],
 ) -> dict[str, jax.Array]:
-    """Squared velocity error summed over each example, by modality (B,); DISTILL is that to the teacher, weighted."""
+    """Squared velocity errors summed over each example, (B,) by modality; DISTILL: the weighted one to the teacher."""
     dropped = drawn["caption_u"] < objective.caption_dropout
     text = {n: jnp.where(dropped[:, None], null, batch[n]) for n, null in model.null_text.items()}
     batch = model.with_frozen_features(frozen_params, batch | text)
@@ -113,7 +117,7 @@ def loss_and_gradient(
     """Loss, gradient and statistics of one batch.
 
     Args:
-      accumulate: parts that the batch is computed in, one after the other; the result is that of the whole batch.
+      accumulate: parts that the batch is computed in, one after the other; losses and gradients are those of the whole.
       frozen_params: parameters of the frozen networks by name.
       params, untrained: the model's; the gradient is that of params.
       teacher: parameters of the model that training started from, as `params`; only self-distillation reads them.
@@ -137,7 +141,8 @@ def loss_and_gradient(
 
     def part_loss(params: Any, *part: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
         errors = _errors(model, objective, frozen_params, teacher, params, untrained, *part)
-        return sum(scale[name] * jnp.sum(error_B) for name, error_B in errors.items()), errors
+        total = sum(scale[name] * jnp.sum(error_B) for name, error_B in errors.items())
+        return cast("jax.Array", total), errors
 
     gradient_of = jax.value_and_grad(part_loss, has_aux=True)
     if accumulate == 1:
@@ -156,7 +161,7 @@ def loss_and_gradient(
 
 
 def _statistics(model: JointModel, errors: Any, counts: Any, drawn: dict[str, Any], missing: Any) -> dict[str, Any]:
-    """Sums and counts by mode and noise bin, (R, S) by modality; `missing` as it is."""
+    """The statistics of `loss_and_gradient`: sums and counts (R, S) by modality, and `missing` unchanged."""
     result: dict[str, Any] = {"sum": {}, "count": {}, "missing": missing}
     for name in errors:
         t_B = drawn["t"][model.leading if name == DISTILL else name]
@@ -176,9 +181,10 @@ def make_train_step(
     accumulate: int,
     ema_decay: float,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """(state, frozen_params, batch, teacher=None) -> (next state, metrics), see `loss_and_gradient`.
+    """The train step as a function: (state, frozen_params, batch, teacher=None) -> (next state, metrics).
 
-    Metrics are device arrays that nobody has to wait for.
+    The arguments are those of `loss_and_gradient`; metrics are its loss and statistics, and the norms of the gradient,
+    the parameters and their average, as device arrays.
     """
 
     def train_step(
@@ -203,14 +209,14 @@ def make_train_step(
 
 
 def jit_train_step(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) -> Any:
-    """The step of a config as the loop runs it and `compile` compiles it.
+    """The jitted train step of a config, which the loop runs and the verb `compile` compiles.
 
-    The state is donated and stays where it lies. Arguments that a step does not use are passed nonetheless (the
-    autoencoder's decoder): they lie in the devices' memory, so the compiler has to know of them.
+    The state is donated and keeps its sharding. Unused arguments (the autoencoder's decoder) stay arguments of the
+    compiled program: they occupy the devices' memory, so the compiler has to count them.
     """
     optimizer = config.optimizer.make(config.train.steps)
     step = make_train_step(
         model, config.objective, optimizer, config.seed, config.train.accumulate, config.train.ema_decay
     )
-    layout = train_state.layout_of(model, config, mesh)
+    layout = train_state.state_shardings(model, config, mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)), keep_unused=True)

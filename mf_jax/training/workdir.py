@@ -1,4 +1,4 @@
-"""The directory of a run: locked by one run at a time, and the same on all its hosts."""
+"""The lock of a run's directory, and the check that all its hosts share that directory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from collections.abc import Iterator
 
 from mf_jax.parallel.processes import ProcessGroup
 
-VISIBLE_WITHIN = 10.0  # seconds for what one host writes to be seen on the others
+VISIBLE_WITHIN = 10.0  # seconds until a file that one host writes must be visible on the others
 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path, group: ProcessGroup) -> Iterator[None]:
-    """Locks `workdir`, made where it does not exist, for this run; the system unlocks it when process 0 ends.
+    """Context in which `workdir`, created if it does not exist, is locked for this run.
 
-    Process 0 has the lock and writes a random word into it that the others must find there, so that a directory that
-    the hosts do not share is noticed now and not at the first checkpoint.
+    Process 0 locks the file WORKDIR/lock, and writes a random word into it that the others must find there: so a
+    directory that the hosts do not share is noticed now and not at the first checkpoint. The system unlocks the file
+    when process 0 ends.
 
     Raises:
-      ValueError: another run holds it; it is not the directory that process 0 has.
+      ValueError: another run has locked it, or this process sees another directory than process 0.
     """
     path = workdir / "lock"
     if not group.is_main:
@@ -49,6 +50,7 @@ def locked(workdir: pathlib.Path, group: ProcessGroup) -> Iterator[None]:
 
 
 def _check_shared(path: pathlib.Path, word: str, group: ProcessGroup) -> None:
+    """ValueError if the lock file does not show process 0's word within VISIBLE_WITHIN seconds."""
     deadline = time.monotonic() + VISIBLE_WITHIN
     while not path.is_file() or path.read_text() != word:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Where the parameters of a new run come from."""
+"""Initial parameters of a new run."""
 
 import jax
 import numpy as np

@@ -59,7 +59,7 @@ def test_parameters_lie_as_the_table_says(parameters):
 
 
 def test_optimizer_and_average_lie_as_their_parameters(setting):
-    layout = train_state.layout_of(*setting, make_mesh(MeshConfig(data=2, fsdp=4)))
+    layout = train_state.state_shardings(*setting, make_mesh(MeshConfig(data=2, fsdp=4)))
     specs = [leaf.spec for leaf in jax.tree.leaves(layout.params)]
     assert [leaf.spec for leaf in jax.tree.leaves(layout.ema)] == specs
     adam = [leaf.spec for leaf in jax.tree.leaves(layout.opt_state) if leaf.spec != PartitionSpec()]
@@ -141,7 +141,7 @@ def test_rules_can_be_overridden(setting, make_tiny_config):
     kernel = ("backbone", "trunk", "mlp_down", "kernel")
 
     def spec_of():
-        leaf = train_state.layout_of(model, config, mesh).params
+        leaf = train_state.state_shardings(model, config, mesh).params
         for key in kernel:
             leaf = leaf[key]
         return leaf.spec

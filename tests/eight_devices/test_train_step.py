@@ -119,7 +119,7 @@ def on_mesh(sizes, model, config, params, batch, rules=()):
     mesh = sharding.make_mesh(sharding.MeshConfig(**sizes))
     compute = jax.jit(functools.partial(train_step.loss_and_gradient, model, OBJECTIVE, SEED, 1, {}))
     with sharding.rules(dict(rules)):
-        layout = train_state.layout_of(model, config, mesh).params
+        layout = train_state.state_shardings(model, config, mesh).params
     with sharding.rules(dict(rules)), sharding.scope(mesh):
         result = compute(jax.device_put(params, layout), {}, sharding.put_batch(batch, mesh), jnp.int32(3))
     assert result[0].sharding.num_devices == 8

@@ -55,20 +55,20 @@ def test_a_slow_step_is_named_with_what_the_host_waited_for(times):
 
 
 def test_nothing_is_slow_before_there_is_a_median_to_compare_with(times):
-    assert run(times, [0.1] * (step_times.FEWEST - 1) + [50.0]) == {}
+    assert run(times, [0.1] * (step_times.MIN_STEPS - 1) + [50.0]) == {}
     assert list(run(times, [50.0], first=11)) == [11]
 
 
 def test_warnings_are_rare_and_say_how_many_were_left_out(times):
     run(times, [1.0] * 50)
     warnings = run(times, [5.0, 1.0] * 20, first=51)  # 120 s
-    assert list(warnings) == [51, 51 + 2 * (int(step_times.QUIET) // 6)]
+    assert list(warnings) == [51, 51 + 2 * (int(step_times.WARN_EVERY) // 6)]
     assert "more slow steps" not in warnings[51]
     assert "9 more slow steps since" in warnings[71]
 
 
 def test_the_median_follows_a_lasting_change(times):
     run(times, [1.0] * 1000)
-    warnings = run(times, [10.0] * step_times.RECENT, first=1001)
+    warnings = run(times, [10.0] * step_times.MEDIAN_STEPS, first=1001)
     assert min(warnings) == 1001
-    assert max(warnings) < 1001 + 0.6 * step_times.RECENT
+    assert max(warnings) < 1001 + 0.6 * step_times.MEDIAN_STEPS

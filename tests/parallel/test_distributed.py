@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mf_jax.parallel.cluster import ClusterSpec
-from mf_jax.parallel.distributed import Missing, _gather, _report
+from mf_jax.parallel.distributed import Missing, _accept_all, _connect_to_main
 
 
 def free_port():
@@ -25,12 +25,13 @@ class Meeting:
         self.address, self.processes, self.timeout = f"127.0.0.1:{free_port()}", processes, timeout
         self.results, self._threads = {}, []
 
-    def come(self, process, name=None, facts=None, processes=None):
+    def come(self, process, name=None, must_match=None, processes=None):
         where = ClusterSpec(self.address, processes or self.processes, process, self.timeout)
 
         def run():
             try:
-                found = (_report if process else _gather)(where, {"seed": "1"} | (facts or {}))
+                connect = _connect_to_main if process else _accept_all
+                found = connect(where, {"seed": "1"} | (must_match or {}))
             except Exception as error:
                 found = error
             self.results[process if name is None else name] = found
@@ -110,7 +111,7 @@ def connect(meeting):
 def test_port_scans_and_a_process_that_dies_and_comes_back():
     meeting = Meeting(3)
     meeting.come(0)
-    hello = json.dumps({"process": 2, "processes": 3, "host": "h", "facts": {"seed": "1"}}).encode()
+    hello = json.dumps({"process": 2, "processes": 3, "host": "h", "must_match": {"seed": "1"}}).encode()
     for sent in (
         b"GET / HTTP/1.1\r\n\r\n",
         b"\0\0\0\2{}",
@@ -131,8 +132,8 @@ def test_port_scans_and_a_process_that_dies_and_comes_back():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"facts": {"seed": "2"}}, "has seed 2, process 0 1; all processes need the same command"),
-        ({"facts": {"steps": "3"}}, "has steps 3, process 0 None"),
+        ({"must_match": {"seed": "2"}}, "has seed 2, process 0 1; all processes need the same command"),
+        ({"must_match": {"steps": "3"}}, "has steps 3, process 0 None"),
         ({"processes": 4}, "has --processes=4, process 0 3"),
         ({"process": 1}, "there are two processes with --process=1"),
     ],

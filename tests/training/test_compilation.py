@@ -93,7 +93,7 @@ def test_a_step_is_compiled_once_and_the_dump_is_of_it(tmp_path):
         return jnp.dot(x, y), jnp.sum(x)
 
     x = np.ones((4, 4), np.float32)
-    compiled = compilation.compile_step(jax.jit(step), (x, x), tmp_path / "hlo")
+    compiled = compilation.compile_for_run(jax.jit(step), (x, x), tmp_path / "hlo")
     np.testing.assert_array_equal(compiled(x, x)[0], x @ x)
     assert len(traced) == 1
     asked = (tmp_path / "hlo" / "train_step.stablehlo.txt").read_text()
@@ -104,5 +104,5 @@ def test_a_step_is_compiled_once_and_the_dump_is_of_it(tmp_path):
 
 def test_nothing_is_written_unless_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    compilation.compile_step(jax.jit(jnp.sin), (np.ones(3, np.float32),), None)
+    compilation.compile_for_run(jax.jit(jnp.sin), (np.ones(3, np.float32),), None)
     assert list(tmp_path.iterdir()) == []

@@ -34,7 +34,7 @@ def test_frozen_parameters(flux2_config, randomised, make_batch):
     flux2_config["train"]["freeze"] = FROZEN
     config = resolve(flux2_config)
     model, mesh = build_model(config), sharding.make_mesh(sharding.MeshConfig())
-    start = randomised(train_state.layout_of_params(model, config, mesh), seed=1)
+    start = randomised(train_state.abstract_params(model, config, mesh), seed=1)
     state = train_state.new(model, config, mesh, jax.tree.map(np.copy, start))
     step = jax.jit(
         train_step.make_train_step(model, OBJECTIVE, config.optimizer.make(config.train.steps), SEED, 1, 0.9)
