@@ -28,7 +28,7 @@ ROOMS = {
     "config": "configurable diffusion data parallel models modalities training",
     "monitoring": "configurable storage models joint_model training",
     "checkpoint": "configurable storage parallel models joint_model training config",
-    "aot": "configurable data parallel joint_model training config monitoring",
+    "aot": "configurable data parallel models joint_model training config monitoring",
     "inference": "configurable storage diffusion data models modalities joint_model config checkpoint",
     "interop": "configurable storage parallel models joint_model training config checkpoint",
     "train": "configurable storage data parallel models modalities joint_model training config monitoring checkpoint",

@@ -195,7 +195,7 @@ def _parts(mesh: Any, axes: Any) -> int:
     return int(np.prod([mesh.shape[axis] for axis in _axes(axes)], dtype=int))
 
 
-def check_divisible(sizes: Iterable[tuple[str, str, int]], mesh: Mesh) -> None:
+def check_divisible(sizes: Iterable[tuple[str, str, int]], mesh: Mesh | AbstractMesh) -> None:
     """Checks the sizes of activations before anything is traced.
 
     Args:

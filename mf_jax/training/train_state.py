@@ -89,12 +89,14 @@ def state_shardings(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh) 
     return sharding.shardings(jax.eval_shape(lambda: _boxed(model, config)), mesh)
 
 
-def abstract(model: JointModel, config: Recipe, mesh: jax.sharding.Mesh | None = None) -> TrainState:
+def abstract(
+    model: JointModel, config: Recipe, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None
+) -> TrainState:
     """Shapes, dtypes and shardings of the state; on one device without a mesh."""
     return _placed(jax.eval_shape(lambda: _boxed(model, config)), mesh)
 
 
-def _placed(boxed: Any, mesh: jax.sharding.Mesh | None) -> Any:
+def _placed(boxed: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None) -> Any:
     tree = nn.unbox(boxed)
     if mesh is None:
         single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
