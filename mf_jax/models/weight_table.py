@@ -183,7 +183,7 @@ def _read_one(files: TensorFiles, entry: Entry, leaf: jax.ShapeDtypeStruct) -> j
     names = entry.names()
 
     def shard(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None  # jax passes None for shapes without axes to index alone
+        assert index is not None  # that it may be None is only in the annotation of jax
         if entry.layers is None:
             return _read_part(files, entry, names[0], index).astype(leaf.dtype)
         layers = range(*index[0].indices(entry.layers))

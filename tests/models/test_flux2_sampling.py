@@ -140,7 +140,7 @@ def pipeline(official):
 def autoencoder(goldens):
     """(codec of the image modality, its frozen network, that network's parameters)."""
     codec = flux2_latent.Codec(checkpoint=str(goldens / "flux2_vae"), channels=16, reduction=8)
-    network = flux2_latent.network(codec, jnp.float32)
+    network = codec.network(jnp.float32)
     return codec, network, network.load(None)
 
 
