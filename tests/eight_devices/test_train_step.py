@@ -282,6 +282,7 @@ def test_statistics_by_mode_and_noise_level(model, run_echo, make_batch):
                     counts[mode, min(int(level * 5), 4)] += valid[b].sum()
             np.testing.assert_allclose(statistics["sum"][name], sums, rtol=1e-4)
             np.testing.assert_array_equal(statistics["count"][name], counts)
+            assert int(statistics["missing"][name]) == np.sum(~valid.any(axis=(1, 2))) == 2 * (name == "depth")
             total += modality.weight * sums.sum() / counts.sum()
             seen |= {(name, *cell) for cell in np.argwhere(counts).tolist()}
         assert float(value) == pytest.approx(total, rel=1e-5)

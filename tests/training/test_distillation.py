@@ -6,6 +6,7 @@ Legend: B batch, N tokens, C channels per token.
 """
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ import pytest
 
 from mf_jax.config.loading import resolve
 from mf_jax.joint_model import JointModel, build_model
-from mf_jax.training import train_step
+from mf_jax.parallel import sharding
+from mf_jax.training import train_state, train_step
 from mf_jax.training.config import ObjectiveConfig
 from mf_jax.training.train_state import TrainState
 
@@ -157,3 +159,18 @@ def test_statistics_are_by_the_noise_level_of_the_image(model, make_batch):
     bins = np.minimum((t["image"] * train_step.NOISE_BINS).astype(int), train_step.NOISE_BINS - 1)
     np.add.at(by_bin, bins, by_hand(model, x, t))
     np.testing.assert_allclose(statistics["sum"][train_step.DISTILL].sum(axis=0), by_bin, rtol=1e-4)
+
+
+def test_the_step_of_a_config(tiny_config, make_batch):
+    """It distils where the config says so, and takes what it has no use for too."""
+    tiny_config["objective"] = dict(distill_high=HIGH)
+    config = resolve(tiny_config)
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=1))
+    real = build_model(config)
+    state = train_state.abstract(real, config, mesh)
+    arguments = (state, {"unused": {"decoder": jnp.ones(3)}}, make_batch(8), state.params)
+    with sharding.scope(mesh):
+        lowered = train_step.jit_train_step(real, config, mesh).lower(*arguments)
+    assert lowered.out_info[1]["sum"].keys() == {"image", "depth", train_step.DISTILL}
+    signature = next(line for line in lowered.as_text().splitlines() if "func.func public @main" in line)
+    assert len(re.findall(r"%arg\d+:", signature)) == len(jax.tree.leaves(arguments))
