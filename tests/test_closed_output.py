@@ -1,13 +1,11 @@
 """A closed terminal and a broken stdout or stderr, by the command line: the run saves, ends with status 0, goes on."""
 
-import fcntl
 import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
-import termios
 import time
 
 import pytest
@@ -25,8 +23,9 @@ def start(make_tiny_config, tmp_path_factory):
     (folder / "tiny.py").write_text(f"def get_config():\n    return {config!r}\n")
     started = []
 
-    def run(workdir, *arguments, **popen):
+    def run(workdir, *arguments, through=(), **popen):
         command = [sys.executable, "-m", "mf_jax", "train", f"--config={folder / 'tiny.py'}", f"--workdir={workdir}"]
+        command = [*through, *command]
         started.append(subprocess.Popen([*command, *arguments], env=environment, **popen))
         return started[-1]
 
@@ -51,8 +50,12 @@ def wait_for_a_step(process, workdir):
         time.sleep(0.01)
 
 
-def take_terminal():
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+# Programs that start the command after them: they do what Popen would do in a fork, of which jax warns.
+TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+WITH_TERMINAL = (sys.executable, "-c", TAKE_TERMINAL)
+NOHUP = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
 
 
 def test_a_run_whose_reader_has_gone_saves_and_goes_on(start, tmp_path):
@@ -83,9 +86,8 @@ def test_a_full_disk_under_the_output(start, tmp_path):
 def test_a_closed_terminal(start, tmp_path):
     """Its system sends SIGHUP, and takes no output any more."""
     controller, terminal = os.openpty()
-    run = start(
-        tmp_path, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=take_terminal
-    )
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    run = start(tmp_path, through=WITH_TERMINAL, start_new_session=True, **streams)
     os.close(terminal)
     wait_for_a_step(run, tmp_path)
     os.close(controller)
@@ -96,9 +98,7 @@ def test_a_closed_terminal(start, tmp_path):
 def test_sighup_ends_a_run_but_not_under_nohup(start, tmp_path):
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     short = "--config.train.steps=40"
-    ignoring = start(
-        tmp_path / "nohup", short, **output, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    )
+    ignoring = start(tmp_path / "nohup", short, through=NOHUP, **output)
     wait_for_a_step(ignoring, tmp_path / "nohup")
     ignoring.send_signal(signal.SIGHUP)
     text = ignoring.stdout.read()

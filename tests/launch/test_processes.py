@@ -82,7 +82,7 @@ def test_local_leaves_nothing_behind_of_a_process_that_ended(capsys):
     assert time.monotonic() - start < 20
 
 
-def _local_program(tmp_path, code, *arguments, **popen):
+def _local_program(tmp_path, code, *arguments, through=(), **popen):
     """local.py as a program, its processes running `code` instead of training."""
     replaced = f"""
 import importlib.util, sys
@@ -94,7 +94,17 @@ local.plan = lambda *given: [local.Process((sys.executable, "-c", {code!r}), p.e
 sys.exit(local.main(sys.argv[1:]))
 """
     with (tmp_path / "out").open("w") as out:
-        command = [sys.executable, "-c", replaced, "--processes=2", "--platform=cpu", *arguments, "--", *TRAIN]
+        command = [
+            *through,
+            sys.executable,
+            "-c",
+            replaced,
+            "--processes=2",
+            "--platform=cpu",
+            *arguments,
+            "--",
+            *TRAIN,
+        ]
         return subprocess.Popen(command, **({"stdout": out} | popen), stderr=subprocess.STDOUT, cwd=tmp_path)
 
 
@@ -141,7 +151,7 @@ def test_local_whose_terminal_closes_saves(tmp_path):
 
 
 def test_local_under_nohup_goes_on(tmp_path):
-    program = _local_program(tmp_path, TALKING, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    program = _local_program(tmp_path, TALKING, through=("sh", "-c", 'trap "" HUP; exec "$@"', "sh"))
     _wait_for(tmp_path / "out", "training", 2)
     program.send_signal(signal.SIGHUP)
     time.sleep(1.0)
