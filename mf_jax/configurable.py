@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -61,15 +64,17 @@ class Section:
     def build(self, given: Any, where: str) -> Any:
         _check_keys(self.cls, given, where)
         values = {}
+        hints = _hints(self.cls)
         for name, field in _fields(self.cls).items():
             if name not in given:
                 if _default(field) is dataclasses.MISSING:
                     raise ValueError(f"config key {_join(where, name)} is missing")
                 continue
             value, spec = given[name], spec_of(field)
-            if type(field.default) is int and isinstance(value, float):
-                raise ValueError(f"config key {_join(where, name)} is {value!r}; it must be a whole number")
             values[name] = spec.build(value, _join(where, name)) if spec else _frozen(value)
+            if not spec and not _is_of(values[name], hints.get(name)):
+                wanted = _WORDS.get(hints[name], f"of the type {field.type}")
+                raise ValueError(f"config key {_join(where, name)} is {value!r}; it must be {wanted}")
         return self.cls(**values)
 
     def plain(self, built: Any) -> dict[str, Any]:
@@ -202,6 +207,40 @@ def check_one_of(where: str, value: Any, known: Iterable[Any]) -> None:
     known = tuple(known)
     if not any(value == one and type(value) is type(one) for one in known):
         raise ValueError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, known))}")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Types of the fields; none where an annotation names what its module does not have at run time."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:
+        return {}
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of an annotated type: whole numbers are numbers too, True and False are neither."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_of(value, one) for one in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        return len(value) == len(each) and all(map(_is_of, value, each))
+    if origin is Mapping:
+        keys, values = arguments
+        return isinstance(value, Mapping) and all(_is_of(k, keys) and _is_of(v, values) for k, v in value.items())
+    return True
 
 
 def _fields(cls: type) -> dict[str, dataclasses.Field]:

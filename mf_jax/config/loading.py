@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from mf_jax.config.config import Config
 from mf_jax.configurable import Kinds, Named, Section, Spec, nearest
+from mf_jax.modalities.registry import ModalitySpec
 
 SPEC = Section(Config)
 
@@ -55,9 +56,9 @@ def resolve_saved(raw: Mapping[str, Any], overrides: Sequence[str] = (), trusted
                 f"modalities.{name}.kind is {kind!r} in the config that comes with the model: loading it would run "
                 "the code of that module. If you trust it, say so with --trust-code (in Python trust_code=True)"
             )
-    optimizer = dict(saved.get("optimizer", {}))
-    if optimizer.get("kind", "adamw") == "adamw":  # older versions saved it for both kinds
-        optimizer.pop("muon_learning_rate", None)
+    optimizer = saved.get("optimizer", {})
+    if isinstance(optimizer, dict) and optimizer.get("kind", "adamw") == "adamw":  # older versions saved it for both
+        optimizer = {key: value for key, value in optimizer.items() if key != "muon_learning_rate"}
     return resolve(saved | {"optimizer": optimizer}, overrides)
 
 
@@ -118,7 +119,7 @@ def _override(config: dict[str, Any], override: str) -> None:
     if isinstance(old, dict) or (old is not None and type(value) is not type(old)):
         kind = "a section" if isinstance(old, dict) else f"{type(old).__name__}, as in {old!r}"
         raise ValueError(f"config key {path} is {kind}; it cannot be {text!r}")
-    if last == "kind" and isinstance(spec, Kinds):
+    if last == "kind" and isinstance(spec, Kinds | ModalitySpec):
         changed = spec.with_kind(section, value, ".".join(parents))
         section.clear()
         section.update(changed)

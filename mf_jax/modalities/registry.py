@@ -49,6 +49,11 @@ class ModalitySpec:
         own = dataclasses.fields(codec_class(given["kind"], "modalities"))
         return ["kind", *_SHARED, *(field.name for field in own)]
 
+    def with_kind(self, given: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+        """The section with another kind: keys that it knows keep their values, the others are its defaults."""
+        known = [*_SHARED, *(field.name for field in dataclasses.fields(codec_class(kind, where)))]
+        return self.complete({"kind": kind} | {key: value for key, value in given.items() if key in known}, where)
+
     def _parts(self, given: Any, where: str) -> tuple[type[Codec], dict[str, Any], dict[str, Any]]:
         if not isinstance(given, Mapping) or "kind" not in given:
             raise ValueError(f"config key {where}.kind is missing; there are: {', '.join(KINDS)}")
@@ -73,11 +78,11 @@ def codec_class(kind: Any, where: str) -> type[Codec]:
     """
     if kind in KINDS:
         return KINDS[kind]
-    if not isinstance(kind, str) or "." not in kind:
+    if not isinstance(kind, str) or "." not in kind.strip("."):
         raise ValueError(f"{where}.kind is {kind!r}; {nearest(str(kind), KINDS)}")
     try:
         module = importlib.import_module(kind)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # a name that begins with a dot is a TypeError
         raise ValueError(f"{where}.kind is {kind!r}: {error}") from None
     codec = getattr(module, "Codec", None)
     if not isinstance(codec, type) or not dataclasses.is_dataclass(codec):

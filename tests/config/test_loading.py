@@ -12,10 +12,11 @@ from mf_jax.data.readers.folder import FolderConfig
 from mf_jax.data.sparsify import LidarLines, RandomPixels
 from mf_jax.diffusion.noise_levels import PlateauLogitNormal
 from mf_jax.joint_model import build_model
-from mf_jax.modalities import depth
+from mf_jax.modalities import depth, flux2_latent
 from mf_jax.training.optimizer import AdamWConfig, MuonConfig
 
 IMAGE = dict(kind="image", position=2, prediction="x", noise=dict(kind="logit_normal"))
+SIXTEEN = dict(source=dict(kind="procedural", train=4), resolution=(16, 16))
 SHIPPED = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
@@ -74,6 +75,8 @@ def test_configs_that_were_saved_before_optimizers_had_keys_of_their_own(make_ti
     raw = make_tiny_config()
     raw["optimizer"] = {"kind": "adamw", "learning_rate": 0.5, "muon_learning_rate": 1e-3}
     assert configs.resolve_saved(raw).optimizer == AdamWConfig(learning_rate=0.5)
+    with pytest.raises(ValueError, match="config key optimizer is None"):
+        configs.resolve_saved(raw | {"optimizer": None})
     with pytest.raises(ValueError, match=r"unknown config key optimizer\.muon_learning_rate"):
         configs.resolve(raw)
     raw["optimizer"] |= {"kind": "muon", "muon_learning_rate": 2e-3}
@@ -151,6 +154,12 @@ def test_probabilities_may_be_off_by_rounding(make_tiny_config):
     assert total != 1.0 and total == pytest.approx(1.0)
 
 
+def test_another_codec_by_an_override(make_tiny_config):
+    changes = ["modalities.image.weight=3.0", "modalities.image.kind=flux2_latent", "modalities.image.channels=64"]
+    image = configs.resolve(make_tiny_config() | {"data": SIXTEEN}, changes).modalities["image"]
+    assert image.codec == flux2_latent.Codec(channels=64) and image.weight == 3.0
+
+
 def test_a_whole_section_by_an_override(make_tiny_config):
     new = "modalities.normals={'kind': 'image', 'position': 2, 'prediction': 'v', 'noise': {'kind': 'logit_normal'}}"
     changes = [new, "modalities.normals.scale=0.5", "modes.joint={'probability': 0.6}"]
@@ -175,7 +184,7 @@ def test_a_whole_section_by_an_override(make_tiny_config):
         ("model.kind=flux", r"model\.kind is 'flux'; did you mean 'flux2'"),
         ("seed=-1", r"seed is -1; it must be a whole number and at least 0"),
         ("data={'resolution': 3}", r"data"),
-        ("data.resolution=(8,)", r"data\.resolution is \(8,\); it must be two positive integers"),
+        ("data.resolution=(8,)", r"data\.resolution is \(8,\); it must be of the type tuple\[int, int\]"),
         ("data.workers=-1", r"data\.workers is -1"),
         ("sample.guide=imgae", r"sample\.guide is 'imgae'"),
         ("sample.guide=3", r"sample\.guide is str.*cannot be '3'"),
@@ -204,8 +213,8 @@ def test_a_whole_section_by_an_override(make_tiny_config):
         ("data.source={'train': 3}", r"config key data\.source\.kind is missing; there are: procedural, folder"),
         ("data.sparsify={'fraction': 0.5}", r"config key data\.sparsify\.kind is missing; there are: none"),
         ("data.resolution=(0, 16)", r"data\.resolution is \(0, 16\); it must be two positive integers"),
-        ("data.resolution=(16.0, 16)", r"data\.resolution is \(16\.0, 16\); it must be two positive integers"),
-        ("data.resolution=(True, 16)", r"data\.resolution is \(True, 16\); it must be two positive integers"),
+        ("data.resolution=(16.0, 16)", r"data\.resolution is \(16\.0, 16\); it must be of the type tuple\[int, int\]"),
+        ("data.resolution=(True, 16)", r"data\.resolution is \(True, 16\); it must be of the type tuple\[int, int\]"),
         ("train={'stepz': 3}", r"unknown config key train\.stepz; did you mean 'steps'"),
         ("train.log_every=0", r"train\.log_every is 0; it must be a number and at least 1"),
         ("train.batch=0", r"train\.batch is 0; it must be a number and at least 1"),
@@ -257,6 +266,24 @@ def test_bad_overrides(make_tiny_config, override, message):
         (("modalities", "depth", "position"), -1, r"modalities\.depth\.position is -1"),
         (("modalities", "depth", "noise"), {}, r"config key modalities\.depth\.noise\.kind is missing"),
         (("modalities", "text"), IMAGE, "a modality cannot be called 'text'"),
+        (("modalities", "depth", "kind"), ".image", r"modalities\.depth\.kind is '\.image'; did you mean 'image'"),
+        (("modalities", "depth", "kind"), ".a.b", r"modalities\.depth\.kind is '\.a\.b'"),
+        (("modalities", "depth", "position"), 1.5, r"modalities\.depth\.position is 1\.5; it must be a whole number"),
+        (
+            ("modalities", "depth", "noise"),
+            {"kind": "logit_normal", "mu": "a"},
+            r"depth\.noise\.mu is 'a'; it must be a",
+        ),
+        (("modes", "joint", "probability"), "0.6", r"modes\.joint\.probability is '0\.6'; it must be a number"),
+        (("evaluate",), {"depth_range": (1.0,)}, r"evaluate\.depth_range is \(1\.0,\); it must be of the type tuple"),
+        (("evaluate",), {"split": 3}, r"evaluate\.split is 3; it must be a string"),
+        (("sample",), {"mu": "a"}, r"sample\.mu is 'a'; it must be a number"),
+        (("sample",), {"log2_alpha": None}, r"sample\.log2_alpha is None; it must be a number"),
+        (("train", "freeze"), "text", r"train\.freeze is 'text'; it must be of the type tuple\[str, \.\.\.\]"),
+        (("mesh",), {"rules": 3}, r"mesh\.rules is 3; it must be of the type Mapping"),
+        (("init",), {"clone": {"a": 3}}, r"init\.clone is \{'a': 3\}; it must be of the type Mapping\[str, str\]"),
+        (("data", "cache"), 1, r"data\.cache is 1; it must be True or False"),
+        (("optimizer",), None, "config key optimizer is None; it must be a section"),
         (("modalities",), {}, "config section modalities is empty"),
         (("modes",), {}, "config section modes is empty"),
         (("modalities", "depth", "prediction"), "eps", r"modalities\.depth\.prediction is 'eps'"),
@@ -267,7 +294,7 @@ def test_bad_overrides(make_tiny_config, override, message):
         (("modes", "joint", "probability"), 0.7, r"probabilities of modes sum to 1\.1"),
         (("data", "cache"), 1, r"data\.cache is 1; it must be True or False"),
         (("train", "dump_hlo"), 1, r"train\.dump_hlo is 1; it must be True or False"),
-        (("train", "compilation_cache"), 3, r"train\.compilation_cache is 3; it must be a directory or ''"),
+        (("train", "compilation_cache"), 3, r"train\.compilation_cache is 3; it must be a string"),
         (("modes", "i2d", "clean"), ("normals",), r"modes\.i2d\.clean names 'normals'"),
         (("modes", "i2d", "clean"), ("image", "depth"), r"modes\.i2d holds every modality clean"),
         (("modes", "joint", "clean"), ("image",), r"modes\.joint holds \('image',\) clean; 'joint' is the name of"),

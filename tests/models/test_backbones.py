@@ -43,7 +43,8 @@ def test_heads_may_be_given():
         (dict(kind="flux2", theta=0.5), r"model\.theta is 0\.5; it must be a number and at least 1"),
         (dict(kind="flux2", remat=True), r"model\.remat is True"),
         (dict(attention="flash"), r"model\.attention is 'flash'; it must be one of auto, xla, splash, cudnn"),
-        (dict(remat=True), r"model\.remat is True; it must be one of none, dots, attention_mlp, offload, full"),
+        (dict(remat=True), r"model\.remat is True; it must be a string"),
+        (dict(remat="half"), r"model\.remat is 'half'; it must be one of none, dots, attention_mlp, offload, full"),
     ],
 )
 def test_bad_sections(section, message):
