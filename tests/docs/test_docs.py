@@ -1,5 +1,6 @@
 """The documentation builds, its code runs, and what is made from the program's source is what lies on disk."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -111,6 +112,30 @@ def test_the_reference_of_config_keys_is_that_of_the_code():
     )
 
 
+def test_the_members_on_the_page_of_the_python_interface_exist():
+    entries = re.findall(
+        r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", (DOCS / "api.md").read_text(), re.MULTILINE
+    )
+    assert ("mf_jax.inference.pipeline", "load, Pipeline") in entries
+    for module, members in entries:
+        for member in filter(None, members.split(", ")):
+            assert hasattr(importlib.import_module(module), member), f"{module} has no {member}"
+
+
+def test_what_may_change_between_starts_is_on_the_page_on_checkpoints():
+    from mf_jax.checkpoint import resume
+
+    page = (DOCS / "checkpoints.md").read_text()
+    listed = page.split("**Some keys of the config may change**")[1].split("Any other difference")[0]
+    keys = set(re.findall(r"`([a-z_.*]+)`", listed)) - {"constant", "cosine", "optimizer.schedule"}
+    assert {"train.steps", ".checkpoint"} <= keys
+    splits = {"test", "validation", "data.source.test", "data.source.validation"}
+    splits |= {"data.source.splits.test", "data.source.splits.validation"}
+    assert {key.rstrip("*") for key in keys - splits} - {"train.steps", ".checkpoint"} == set(
+        resume.MAY_CHANGE
+    ) - splits
+
+
 def test_every_config_key_has_a_meaning():
     reference = _script("config_reference")
     for path, section in reference.sections().items():
@@ -192,11 +217,7 @@ def test_commands_are_those_of_the_program(page):
 
 @pytest.mark.parametrize("page", _documents(), ids=lambda path: path.name)
 def test_options_are_somewhere_in_the_program(page):
-    files = [
-        ROOT / "mf_jax" / "__main__.py",
-        ROOT / "mf_jax" / "evaluation" / "showcase.py",
-        *(ROOT / "launch").iterdir(),
-    ]
+    files = [ROOT / "mf_jax" / "__main__.py", *(ROOT / "launch").iterdir()]
     program = "\n".join(path.read_text() for path in files if path.is_file())
     for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text()):
         assert option in ("--config", "--help") or re.search(rf"{option}(?![\w-])", program), f"{page.name}: {option}"
