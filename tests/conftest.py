@@ -24,6 +24,13 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+# Minutes each: begun last they would leave the other core idle.
+LONGEST = [pathlib.Path(__file__).with_name(f"test_{name}.py") for name in ("multihost", "eight_devices", "resume")]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
