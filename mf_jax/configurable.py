@@ -132,7 +132,7 @@ class Kinds:
         if self.required and "kind" not in given:
             raise ValueError(f"config key {where}.kind is missing; there are: {', '.join(self.table)}")
         kind = given.get("kind", next(iter(self.table)))
-        if kind not in self.table:
+        if not isinstance(kind, str) or kind not in self.table:
             raise ValueError(f"{where}.kind is {kind!r}; {nearest(str(kind), self.table)}")
         return kind, {key: value for key, value in given.items() if key != "kind"}
 

@@ -57,8 +57,6 @@ def train(
       metrics.NotFinite: a loss, a gradient, the parameters or their average are NaN or inf. The last checkpoint stays.
       manager.SaveFailed: a checkpoint could not be written, to a full disk for one.
     """
-    group = group or ProcessGroup()
-    began = time.monotonic() if began is None else began
     if "://" in str(workdir):
         raise ValueError(f"--workdir is {workdir}; it must be a local path")
     workdir = pathlib.Path(workdir)

@@ -1,6 +1,6 @@
 """Collectives of a compiled program, counted in the text of its optimised HLO.
 
-An instruction in the body of a loop counts as often as the loop runs it, which XLA's own cost analysis does not do. A
+An instruction in the body of a loop counts as often as the loop runs it; XLA's own cost analysis counts it once. A
 collective that is asynchronous (it can overlap with the computation between its start and its end) takes several
 instructions; it counts once. Three forms of that are known: `all-gather-start` and its like, `async-start` around a
 computation, and the fusions of the TPU compiler, whose first ends in a custom call "AsyncCollectiveStart". Between

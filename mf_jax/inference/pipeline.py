@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mf_jax.checkpoint.saved_model import SavedModel
 from mf_jax.config.config import Config
 from mf_jax.configurable import nearest
 from mf_jax.diffusion.sampler import euler
@@ -233,8 +234,6 @@ def load(
     Raises:
       ValueError: no checkpoint there, a damaged one, one that does not fit its own config, weights that are not finite.
     """
-    from mf_jax.checkpoint.saved_model import SavedModel
-
     saved = SavedModel(directory, step, overrides, trust_code)
     params = saved.params(weights)
     saved.close()

@@ -76,7 +76,7 @@ def codec_class(kind: Any, where: str) -> type[Codec]:
     Raises:
       ValueError: an unknown kind, a module that cannot be imported or has no such dataclass.
     """
-    if kind in KINDS:
+    if isinstance(kind, str) and kind in KINDS:
         return KINDS[kind]
     if not isinstance(kind, str) or "." not in kind.strip("."):
         raise ValueError(f"{where}.kind is {kind!r}; {nearest(str(kind), KINDS)}")

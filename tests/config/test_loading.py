@@ -267,6 +267,8 @@ def test_bad_overrides(make_tiny_config, override, message):
         (("modalities", "depth", "noise"), {}, r"config key modalities\.depth\.noise\.kind is missing"),
         (("modalities", "text"), IMAGE, "a modality cannot be called 'text'"),
         (("modalities", "depth", "kind"), ".image", r"modalities\.depth\.kind is '\.image'; did you mean 'image'"),
+        (("modalities", "depth", "kind"), {"a": 1}, r"modalities\.depth\.kind is \{'a': 1\}; there are: depth"),
+        (("optimizer",), {"kind": {"a": 1}}, r"optimizer\.kind is \{'a': 1\}; there are: adamw, muon"),
         (("modalities", "depth", "kind"), ".a.b", r"modalities\.depth\.kind is '\.a\.b'"),
         (("modalities", "depth", "position"), 1.5, r"modalities\.depth\.position is 1\.5; it must be a whole number"),
         (
