@@ -13,7 +13,7 @@ from mf_jax.aot.collectives import KINDS
 from mf_jax.aot.hlo import Computation, Instruction, Module
 
 _NOTHING = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
-            "opt-barrier", "add-dependency", "domain", "iota")  # fmt: skip
+            "opt-barrier", "add-dependency", "domain", "iota", "while")  # fmt: skip
 _SLICES = ("dynamic-slice", "slice", "gather")
 _NO_KERNEL = ("AllocateBuffer", "Sharding", "AsyncCollective", "AssumeGatherIndicesInBound", "annotate_device")
 
@@ -27,18 +27,26 @@ def _of(module: Module, name: str) -> int:
     computation = module.computations[name]
     total = 0
     for instruction in computation.instructions.values():
-        opcode = instruction.opcode
-        if opcode in _NOTHING or opcode.endswith(("-done", "-update")):
-            continue
-        if opcode == "while":
-            total += (hlo.rounds(module, computation, instruction) or 1) * _of(module, hlo.called(instruction, "body"))
-        elif opcode in ("call", "conditional", "call-start", "async-start"):
+        if instruction.opcode == "while":
+            rounds = hlo.rounds(module, computation, instruction) or 1
+            total += rounds * _of(module, hlo.called(instruction, "body"))
+        elif instruction.opcode in hlo.CALLS:
             total += sum(_of(module, called) for called in instruction.called if called in module.computations)
-        elif opcode == "fusion":
-            total += _fusion(module, computation, instruction)
-        elif opcode != "custom-call" or not any(f'"{target}' in instruction.text for target in _NO_KERNEL):
-            total += _single(computation, instruction)
+        else:
+            total += instruction_bytes(module, computation, instruction)
     return total
+
+
+def instruction_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
+    """Bytes that one instruction moves, each time; those of the computations that a loop or a call runs are not its."""
+    opcode = instruction.opcode
+    if opcode in _NOTHING or opcode in hlo.CALLS or opcode.endswith(("-done", "-update")):
+        return 0
+    if opcode == "fusion":
+        return _fusion(module, computation, instruction)
+    if opcode == "custom-call" and any(f'"{target}' in instruction.text for target in _NO_KERNEL):
+        return 0
+    return _single(computation, instruction)
 
 
 def _main(shape: str) -> int:
