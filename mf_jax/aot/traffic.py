@@ -78,30 +78,40 @@ def _fusion(module: Module, around: Computation, fusion: Instruction) -> int:
         gathers = [i for i in inside.instructions.values() if i.opcode in KINDS]
         return sum(hlo.shape_bytes(_shape(inside, name)) for i in gathers for name in (i.name, *i.operands))
     total = 0
-    parameters = [i for i in inside.instructions.values() if i.opcode == "parameter"]
-    for parameter in parameters:
-        number = int(parameter.text.split("parameter(")[1].split(")")[0])
-        if _main(around.instructions[fusion.operands[number]].shape):
-            total += _read(inside, parameter)
+    for parameter, operand in _parameters(inside, fusion):
+        if _main(around.instructions[operand].shape):
+            total += _read(module, inside, parameter)
     root = inside.root
     roots = [inside.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
     for one, (_, is_main) in zip(roots, hlo.leaves(fusion.shape), strict=False):
-        total += _written(inside, one) if is_main else 0
+        total += _written(module, inside, one) if is_main else 0
     return total
+
+
+def _parameters(inside: Computation, fusion: Instruction) -> list[tuple[Instruction, str]]:
+    """The parameters of a fusion's computation, each with the name of the operand that it stands for."""
+    found = [i for i in inside.instructions.values() if i.opcode == "parameter"]
+    return [(i, fusion.operands[int(i.text.split("parameter(")[1].split(")")[0])]) for i in found]
 
 
 def _shape(computation: Computation, name: str) -> str:
     return computation.instructions[name].shape
 
 
-def _read(inside: Computation, value: Instruction) -> int:
+def _read(module: Module, inside: Computation, value: Instruction) -> int:
     """Bytes that a fusion reads of a parameter, or of a bitcast of it."""
     total = 0
     for user in inside.instructions.values():
         if value.name not in user.operands:
             continue
         if user.opcode == "bitcast":
-            total += _read(inside, user)
+            total += _read(module, inside, user)
+        elif user.opcode == "fusion":  # a fusion inside a fusion
+            inner = module.computations[user.called[0]]
+            for parameter, operand in _parameters(inner, user):
+                if operand == value.name:
+                    total += _read(module, inner, parameter)
+                    total += _read(module, inside, user) if _unchanged(inner) is parameter else 0
         elif user.opcode in _SLICES and user.operands[0] == value.name:
             total += hlo.shape_bytes(user.shape)
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
@@ -113,9 +123,20 @@ def _read(inside: Computation, value: Instruction) -> int:
     return min(total, hlo.shape_bytes(value.shape))
 
 
-def _written(inside: Computation, value: Instruction) -> int:
+def _unchanged(computation: Computation) -> Instruction:
+    """What the result of a computation is a bitcast of."""
+    value = computation.root
+    while value.opcode == "bitcast":
+        value = computation.instructions[value.operands[0]]
+    return value
+
+
+def _written(module: Module, inside: Computation, value: Instruction) -> int:
     while value.opcode == "bitcast":
         value = inside.instructions[value.operands[0]]
+    if value.opcode == "fusion" and len(hlo.leaves(value.shape)) == 1:
+        inner = module.computations[value.called[0]]
+        return _written(module, inner, inner.root)
     if value.opcode == "parameter" or value.opcode in KINDS or '"AsyncCollective' in value.text:
         return 0
     if value.opcode == "dynamic-update-slice":
