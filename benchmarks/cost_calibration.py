@@ -1,4 +1,4 @@
-"""What libtpu estimates of single operations against the data sheet: python benchmarks/cost_calibration.py [TOPOLOGY ...]
+"""libtpu's estimates of single operations against the data sheet: python benchmarks/cost_calibration.py [TOPOLOGY ...]
 
 Compiles operations of known size for one device of v5e, v5p, v6e and TPU7x, unless topologies are named; needs the
 extra `tpu`. For each it prints the time of the compiler's `estimated_cycles` at the chip's clock, the time at the
