@@ -29,6 +29,7 @@ from mf_jax.parallel import sharding
 from mf_jax.parallel.processes import ProcessGroup
 from mf_jax.parallel.stopping import stop_requests
 from mf_jax.training import compilation, train_state
+from mf_jax.training.compiler_options import compiler_options
 from mf_jax.training.train_step import jit_train_step
 from mf_jax.training.workdir import locked
 
@@ -156,9 +157,10 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         batch = next(loader)
         goodput.spend(STARTUP, time.monotonic())
         dump = workdir / "hlo" if config.train.dump_hlo and group.is_main else None
+        options = compiler_options(jax.devices()[0].device_kind, config.train.compiler_options)
         with sharding.scope(mesh):
             step_fn = compilation.compile_for_run(
-                step_fn, (state, frozen_params, sharding.put_batch(batch, mesh), teacher), dump
+                step_fn, (state, frozen_params, sharding.put_batch(batch, mesh), teacher), dump, options
             )
         group.barrier()  # some read the step from the cache and are early; collectives have shorter timeouts
         goodput.spend(COMPILE, time.monotonic())

@@ -1,6 +1,6 @@
 """FLOPs of the matrix products in an optimised HLO module, 2 per multiply-add.
 
-The TPU compiler writes a matrix product as a convolution, batched ones with the batch as a dilated spatial dimension, so
+A TPU program has matrix products as convolutions, batched ones with the batch as a dilated spatial dimension, so
 only the places of a window that meet an element of the input count.
 """
 

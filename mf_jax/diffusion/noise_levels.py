@@ -145,7 +145,7 @@ def draw(
 
     def one(key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         u = jax.random.uniform(key, (len(distributions) + 1,), minval=1e-6, maxval=1 - 1e-6)
-        mode = jnp.clip(jnp.searchsorted(edges, u[0] * edges[-1], side="right"), 0, len(modes) - 1)
+        mode = jnp.minimum(jnp.sum(edges <= u[0] * edges[-1]), len(modes) - 1)
         t = {}
         for i, (name, distribution) in enumerate(distributions.items(), start=1):
             clean = jnp.array([name in m.clean for m in modes.values()])

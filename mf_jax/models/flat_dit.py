@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mf_jax.models.attention import heads_first
 from mf_jax.models.layers import (
     Dense,
     RMSNorm,
@@ -24,12 +23,11 @@ from mf_jax.models.layers import (
     by_segment,
     positions,
     rotary_table,
-    rotate,
     text_positions,
     with_axes,
-    with_whole_gradient,
 )
-from mf_jax.models.remat import product, projected, rematerialised
+from mf_jax.models.projections import Projections
+from mf_jax.models.remat import projected, rematerialised
 from mf_jax.models.stream import Stream
 
 ROPE_THETA = 2000.0
@@ -40,17 +38,16 @@ def rope_axes(head_dim: int) -> tuple[int, int, int, int]:
     return (head_dim // 4,) * 4
 
 
-class Block(nn.Module):
+class Block(Projections):
     """x + gate * post(attention(h) + mlp(h)), h = (1 + scale) * pre(x) + shift; modulation by segment."""
 
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    dtype: jnp.dtype
-    attention: str
+    def setup(self) -> None:
+        super().setup()
+        self.pre_norm = RMSNorm("norm", self.dtype)
+        self.post_norm = RMSNorm("norm", self.dtype)
+        zeros = with_axes(nn.initializers.zeros, ("modulation",))
+        self.modulation_bias = self.param("modulation_bias", zeros, (3 * self.width,))
 
-    @nn.compact
     def __call__(
         self,
         x_BTW: jax.Array,
@@ -59,34 +56,12 @@ class Block(nn.Module):
         table: tuple,
         valid_BT: jax.Array | None,
     ) -> tuple[jax.Array, None]:
-        B, T, W = x_BTW.shape
-        bias = self.param("modulation_bias", with_axes(nn.initializers.zeros, ("modulation",)), (3 * W,))
-        chunks = jnp.split(modulation_BSC + bias.astype(self.dtype), 3, axis=-1)
+        chunks = jnp.split(modulation_BSC + self.modulation_bias.astype(self.dtype), 3, axis=-1)
         shift, scale, gate = (by_segment(chunk, segments_T) for chunk in chunks)
-        tpu = self.attention.startswith("splash")
-        h = RMSNorm("norm", self.dtype, name="pre_norm")(x_BTW) * (1 + scale) + shift
-        if tpu:
-            h = with_whole_gradient(h)
-
-        def project(count: int, name: str, axis: str) -> jax.Array:
-            dense = Dense(count * self.head_dim, ("embed", axis), self.dtype, name=name)
-            return product(dense(h, heads=count))
-
-        q = RMSNorm("head", self.dtype, name="q_norm")(project(self.heads, "q", "heads"))
-        k = RMSNorm("head", self.dtype, name="k_norm")(project(self.kv_heads, "k", "kv_heads"))
-        v = project(self.kv_heads, "v", "kv_heads")
-        q, k = (rotate(x, table, by_product=tpu) for x in (q, k))
-        mixed_BHTE = heads_first(q, k, v, self.attention, valid_BT)
-        mixed = Dense(W, ("heads", "embed"), self.dtype, name="attention_out")(mixed_BHTE, heads_in=True)
-
-        gate_BTF = product(Dense(self.mlp_width, ("embed", "mlp"), self.dtype, name="mlp_gate")(h))
-        up_BTF = product(Dense(self.mlp_width, ("embed", "mlp"), self.dtype, name="mlp_up")(h))
-        if tpu:
-            gate_BTF, up_BTF = with_whole_gradient((gate_BTF, up_BTF))
-        hidden = nn.silu(gate_BTF) * up_BTF
-        mixed = projected(mixed + Dense(W, ("mlp", "embed"), self.dtype, name="mlp_down")(hidden))
-
-        x_BTW = x_BTW + gate * RMSNorm("norm", self.dtype, name="post_norm")(mixed)
+        h = self.given(self.pre_norm(x_BTW) * (1 + scale) + shift)
+        mixed = self.attention_out(self.attend(*self.qkv(h), table, valid_BT))
+        mixed = projected(mixed + self.mlp(h))
+        x_BTW = x_BTW + gate * self.post_norm(mixed)
         return nn.with_logical_constraint(x_BTW, ("batch", "sequence", "embed_activation")), None
 
 
@@ -118,9 +93,9 @@ class FlatDiT(nn.Module):
             length=blocks,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(
+            self.width,
             self.heads,
             self.kv_heads,
-            self.width // self.heads,
             int(self.width * self.mlp_ratio),
             self.dtype,
             self.attention,
@@ -172,7 +147,7 @@ class FlatDiT(nn.Module):
         axes = rope_axes(self.width // self.heads)
         vectors = self._conditioning({stream.name: t[stream.name] for stream in streams})
 
-        B, M, _ = text_BMD.shape
+        M = text_BMD.shape[1]
         tokens = [Dense(self.width, ("text", "embed"), self.dtype, name="text_in")(text_BMD)]
         tables = [rotary_table(text_positions(M), axes, ROPE_THETA)]
         lengths = [M]

@@ -88,7 +88,7 @@ class Flux2(nn.Module):
         vectors = self._conditioning({name: t[name] for name in names}, guidance_B)
         of_first = vectors[names[0]]
 
-        B, M, _ = text_BMD.shape
+        M = text_BMD.shape[1]
         h = {TEXT: Dense(self.width, ("text", "embed"), self.dtype, name="text_in")(text_BMD)}
         tables = {TEXT: rotary_table(text_positions(M), self.axes, self.theta)}
         for s in streams:
@@ -161,5 +161,7 @@ class Flux2(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         sizes = {"width": self.width, "heads": self.heads, "mlp_width": int(self.width * self.mlp_ratio)}
+        if issubclass(block, SingleBlock):
+            sizes["kv_heads"] = self.heads
         kind = {"dtype": self.dtype, "attention": self.attention}
         return stack(**sizes, **kind, name=name, **fields)(x, *inputs)[0]

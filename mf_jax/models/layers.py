@@ -7,7 +7,7 @@ Parameters are float32 and carry logical axis names (parallel/sharding.py maps t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -44,19 +44,60 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer = fan_in
 
     @nn.compact
-    def __call__(self, x: jax.Array, heads: int = 0, heads_in: bool = False) -> jax.Array:
-        given = x.shape[1] * x.shape[3] if heads_in else x.shape[-1]
-        kernel = self.param("kernel", with_axes(self.kernel_init, self.axes), (given, self.features), jnp.float32)
-        precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
-        if heads:
-            split = kernel.astype(self.dtype).reshape(given, heads, -1)
-            return jnp.einsum("bnc,che->bhne", x.astype(self.dtype), split, precision=precision)
-        if heads_in:
-            split = kernel.astype(self.dtype).reshape(x.shape[1], x.shape[3], -1)
-            return jnp.einsum("bhne,hec->bnc", x.astype(self.dtype), split, precision=precision)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.channels(x), self.features)
+        return self.product(x, self.param("kernel", with_axes(self.kernel_init, self.axes), shape, jnp.float32))
+
+    @property
+    def precision(self) -> jax.lax.Precision | None:
+        return jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
+
+    @nn.nowrap
+    def channels(self, x: jax.Array) -> int:
+        """Channels of an input."""
+        return x.shape[-1]
+
+    @nn.nowrap
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The input times the kernel (channels, features), in `dtype`."""
         rows = x if is_split("sequence") else x.reshape(-1, x.shape[-1])
-        y = jnp.matmul(rows.astype(self.dtype), kernel.astype(self.dtype), precision=precision)
+        y = jnp.matmul(rows.astype(self.dtype), kernel.astype(self.dtype), precision=self.precision)
         return y.reshape(*x.shape[:-1], self.features)
+
+
+class ToHeads(Dense):
+    """Dense, cut into heads that come before the tokens: (B, N, C) to (B, H, N, E).
+
+    `at_once`: as one product that writes that layout, for TPUs, where transposing costs as much as a small product.
+    """
+
+    heads: int = 1
+    at_once: bool = False
+
+    @nn.nowrap
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if not self.at_once:
+            return super().product(x, kernel).reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
+        kernel_CHE = kernel.astype(self.dtype).reshape(x.shape[-1], self.heads, -1)
+        return jnp.einsum("bnc,che->bhne", x.astype(self.dtype), kernel_CHE, precision=self.precision)
+
+
+class FromHeads(Dense):
+    """Dense on heads that come before the tokens, joined: (B, H, N, E) to (B, N, features); `at_once` as in ToHeads."""
+
+    at_once: bool = False
+
+    @nn.nowrap
+    def channels(self, x: jax.Array) -> int:
+        return x.shape[1] * x.shape[3]
+
+    @nn.nowrap
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        B, H, N, E = x.shape
+        if not self.at_once:
+            return super().product(x.swapaxes(1, 2).reshape(B, N, H * E), kernel)
+        kernel_HEC = kernel.astype(self.dtype).reshape(H, E, self.features)
+        return jnp.einsum("bhne,hec->bnc", x.astype(self.dtype), kernel_HEC, precision=self.precision)
 
 
 def inverse_rms(x: jax.Array) -> jax.Array:
@@ -144,28 +185,16 @@ def rotate(x_BHNE: jax.Array, table: tuple[np.ndarray, np.ndarray], by_product: 
         turned = x_BHNE.astype(jnp.float32) * np.repeat(cos, 2, axis=1) + swapped * np.repeat(sin, 2, axis=1)
         return turned.astype(x_BHNE.dtype)
     pairs = x_BHNE.astype(jnp.float32).reshape(*x_BHNE.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([cos * even - sin * odd, sin * even + cos * odd], axis=-1)
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([cos * first - sin * second, sin * first + cos * second], axis=-1)
     return turned.reshape(x_BHNE.shape).astype(x_BHNE.dtype)
-
-
-@jax.custom_vjp
-def with_whole_gradient(x: Any) -> Any:
-    """x; its gradient is written to memory before anything reads it.
-
-    A TPU's compiler fuses what makes an operand into each product that reads it, and repeats it for every tile.
-    """
-    return x
-
-
-with_whole_gradient.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
 
 
 def by_segment(values_BSC: jax.Array, segments_N: np.ndarray) -> jax.Array:
     """The value of each token's segment: (B, N, C), or (B, 1, C) where there is one segment only.
 
     Args:
-      segments_N: int, which of the S values a token takes. Selecting them is fused into what reads them; values repeated
+      segments_N: int, which of the S values a token takes. Selecting is fused into what reads them; values repeated
         per token would be written and read like activations, and so would their gradient.
     """
     result = values_BSC[:, :1]

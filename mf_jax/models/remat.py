@@ -1,11 +1,13 @@
 """Rematerialization presets: which activations a block keeps for its backward pass.
 
 none           all are kept: fastest, most memory
-dots           products with weights are kept; attention, norms and activations are computed again
+dots           the results of attention and of all products with weights are kept; what is elementwise is computed again
 attention_mlp  the results of attention and of the output projections are kept, two arrays of the model's width per
                token and block; norms, q, k, v and the MLP's hidden products are computed again
 offload        the same arrays, kept in the host's memory
 full           only the block's input is kept; its whole forward pass runs again
+
+A norm's statistics, a number or two per token, are kept by all but `full`.
 """
 
 from __future__ import annotations

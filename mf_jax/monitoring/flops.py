@@ -30,7 +30,7 @@ RECOMPUTED = {
     "none": (),
     "full": (IN, OUT, SCORES, VALUES),
     "attention_mlp": (IN, SCORES),
-    "dots": (SCORES, VALUES),
+    "dots": (SCORES,),
     "offload": (IN, SCORES),
 }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -47,16 +48,38 @@ def _use(directory: str | None, least_seconds: float) -> None:
     compilation_cache.reset_cache()  # else a process that has compiled before keeps its old directory
 
 
-def compile_for_run(step_fn: Any, arguments: tuple[Any, ...], dump: pathlib.Path | None) -> jax.stages.Compiled:
+def compile_with_options(lowered: jax.stages.Lowered, options: Mapping[str, Any]) -> jax.stages.Compiled:
+    """The executable of a lowered step.
+
+    Args:
+      options: of XLA's compiler, see compiler_options.py.
+
+    Raises:
+      ValueError: an option that the compiler does not know.
+    """
+    try:
+        return lowered.compile(compiler_options=dict(options) or None)
+    except jax.errors.JaxRuntimeError as error:
+        if unknown := re.search(r"No such compile option: '([^']*)'", str(error)):
+            raise ValueError(
+                f"this compiler has no option {unknown[1]!r}; remove it with "
+                f"--config.train.compiler_options.{unknown[1]}=None"
+            ) from None
+        raise
+
+
+def compile_for_run(
+    step_fn: Any, arguments: tuple[Any, ...], dump: pathlib.Path | None, options: Mapping[str, Any]
+) -> jax.stages.Compiled:
     """The executable of a jitted step for arguments of these shapes and shardings.
 
     Args:
-      step_fn: as jax.jit returns it. arguments: arrays or jax.ShapeDtypeStruct.
+      step_fn: as jax.jit returns it. arguments: arrays or jax.ShapeDtypeStruct. options: as of compile_with_options.
       dump: directory for train_step.stablehlo.txt, the program as jax lowers it, and train_step.optimized.txt, the
         program after XLA's optimisation; None writes neither.
     """
     lowered = step_fn.lower(*arguments)
-    compiled = lowered.compile()
+    compiled = compile_with_options(lowered, options)
     if dump is not None:
         atomic_file.write_bytes(dump / "train_step.stablehlo.txt", lowered.as_text().encode())
         atomic_file.write_bytes(dump / "train_step.optimized.txt", compiled.as_text().encode())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from mf_jax.configurable import check_at_least
 from mf_jax.training.optimizer import AdamWConfig
@@ -51,6 +52,8 @@ class TrainConfig:
         (JAX_COMPILATION_CACHE_DIR), else WORKDIR/compilation_cache.
       profile_steps: (first, last): jax's profiler traces the run from step first to step last into WORKDIR/profile.
       dump_hlo: write the compiled step to WORKDIR/hlo, as jax lowers it and as XLA optimises it.
+      compiler_options: {name: value} for XLA's compiler, beside those of training/compiler_options.py for the device;
+        None removes one of those.
     """
 
     steps: int = 1000
@@ -62,6 +65,7 @@ class TrainConfig:
     compilation_cache: str = ""
     profile_steps: tuple[int, ...] = ()
     dump_hlo: bool = False
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_at_least("train", self, steps=1, batch=1, accumulate=1, log_every=1)
@@ -73,6 +77,11 @@ class TrainConfig:
             raise ValueError(f"train.compilation_cache is {self.compilation_cache!r}; it must be a directory or ''")
         if not isinstance(self.dump_hlo, bool):
             raise ValueError(f"train.dump_hlo is {self.dump_hlo!r}; it must be True or False")
+        for name, value in self.compiler_options.items():
+            if value is not None and not isinstance(value, bool | int | float | str):
+                raise ValueError(
+                    f"train.compiler_options.{name} is {value!r}; it must be a number, True, False or a string"
+                )
         if self.profile_steps != () and not self._is_window(self.profile_steps):
             raise ValueError(
                 f"train.profile_steps is {self.profile_steps!r}; it must be (first, last) with "

@@ -168,7 +168,8 @@ def _statistics(model: JointModel, errors: Any, counts: Any, drawn: dict[str, An
         noise_bin = jnp.clip((t_B * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
         cell = drawn["mode"] * NOISE_BINS + noise_bin
         for kind, value_B in (("sum", errors[name]), ("count", counts[name])):
-            cells = jax.ops.segment_sum(value_B, cell, num_segments=len(model.modes) * NOISE_BINS)
+            chosen = cell[:, None] == jnp.arange(len(model.modes) * NOISE_BINS)
+            cells = jnp.sum(jnp.where(chosen, value_B[:, None], 0.0), axis=0)
             result[kind][name] = cells.reshape(len(model.modes), NOISE_BINS)
     return result
 

@@ -246,22 +246,24 @@ def test_recomputation_gives_the_same_gradients(preset, params, inputs):
     kept = kept_by_a_block(preset)
     width, hidden = MODEL.width, int(MODEL.width * MODEL.mlp_ratio)
     heads, kv_heads = width, width * MODEL.kv_heads // MODEL.heads
-    products = sorted([heads, kv_heads, kv_heads, width, hidden, hidden, width])
-    assert kept == {"full": [], "attention_mlp": [width, width], "dots": products}[preset]
+    statistics = [1, 1, MODEL.heads, MODEL.kv_heads]  # of the norms of x, its update, the queries, the keys
+    few = sorted([*statistics, width, width])
+    products = sorted([*few, heads, kv_heads, kv_heads, hidden, hidden])
+    assert kept == {"full": [], "attention_mlp": few, "dots": products}[preset]
 
 
 def kept_by_a_block(preset):
     """Channels per token of what the forward pass of one block leaves for its backward pass, besides its inputs."""
     T, head_dim = 11, MODEL.width // MODEL.heads
     block = rematerialised(Block, preset)(
-        MODEL.heads, MODEL.kv_heads, head_dim, int(MODEL.width * MODEL.mlp_ratio), jnp.float32, "xla"
+        MODEL.width, MODEL.heads, MODEL.kv_heads, int(MODEL.width * MODEL.mlp_ratio), jnp.float32, "xla"
     )
     table = (np.ones((T, head_dim // 2), np.float32), np.ones((T, head_dim // 2), np.float32))
-    x, modulation = jnp.ones((1, T, MODEL.width)), jnp.ones((1, T, 3 * MODEL.width))
-    params = nn.unbox(block.init(jax.random.key(0), x, modulation, table, None))
+    x, modulation, segments = jnp.ones((1, T, MODEL.width)), jnp.ones((1, 1, 3 * MODEL.width)), np.zeros(T, int)
+    params = nn.unbox(block.init(jax.random.key(0), x, modulation, segments, table, None))
 
     def run(params, x, modulation):
-        return block.apply(params, x, modulation, table, None)[0]
+        return block.apply(params, x, modulation, segments, table, None)[0]
 
     residuals = saved_residuals(run, params, x, modulation)
     return sorted(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mf_jax.training import compilation
+from mf_jax.training.compiler_options import TPU, compiler_options
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_a_step_is_compiled_once_and_the_dump_is_of_it(tmp_path):
         return jnp.dot(x, y), jnp.sum(x)
 
     x = np.ones((4, 4), np.float32)
-    compiled = compilation.compile_for_run(jax.jit(step), (x, x), tmp_path / "hlo")
+    compiled = compilation.compile_for_run(jax.jit(step), (x, x), tmp_path / "hlo", {})
     np.testing.assert_array_equal(compiled(x, x)[0], x @ x)
     assert len(traced) == 1
     asked = (tmp_path / "hlo" / "train_step.stablehlo.txt").read_text()
@@ -104,5 +105,22 @@ def test_a_step_is_compiled_once_and_the_dump_is_of_it(tmp_path):
 
 def test_nothing_is_written_unless_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    compilation.compile_for_run(jax.jit(jnp.sin), (np.ones(3, np.float32),), None)
+    compilation.compile_for_run(jax.jit(jnp.sin), (np.ones(3, np.float32),), None, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_that_the_compiler_does_not_know_is_named():
+    lowered = jax.jit(jnp.sin).lower(np.ones(3, np.float32))
+    assert compilation.compile_with_options(lowered, {"xla_cpu_enable_fast_math": True})(np.zeros(3, np.float32)).shape
+    with pytest.raises(ValueError, match=r"no option 'xla_no_such'; remove it with --config.train.compiler_options"):
+        compilation.compile_with_options(lowered, {"xla_no_such": 1})
+
+
+def test_options_of_a_chip_and_of_the_config():
+    name = next(iter(TPU))
+    assert compiler_options("cpu", {}) == {}
+    assert compiler_options("TPU v5 lite", {}) == TPU
+    assert compiler_options("TPU v5", {name: None, "mine": 3}) == {"mine": 3} | {
+        k: v for k, v in TPU.items() if k != name
+    }
+    assert compiler_options("TPU v6 lite", {name: 5})[name] == 5
