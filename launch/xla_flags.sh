@@ -1,12 +1,14 @@
 # shellcheck shell=bash
-# The XLA flags of each platform, and the only place that sets any. All scripts do: source launch/xla_flags.sh PLATFORM
+# The XLA flags of each platform in the environment, and the only place that sets any. All scripts do:
+#   source launch/xla_flags.sh PLATFORM
 #
 # PLATFORM is tpu, gpu or cpu. What LIBTPU_INIT_ARGS or XLA_FLAGS hold already comes behind ours, and wins.
 #
-# For TPUs there is none: libtpu chooses by the chip. The flags that are handed around for training (async collective
-# fusion, latency hiding, overlap of collectives, async all-gather, data-parallel all-reduce) are its defaults on v5e,
-# where libtpu 0.0.42 compiles the same program with and without them, as the tests show. On v6e they change the
-# program, and nobody has measured here whether for the better.
+# For TPUs there is none: libtpu chooses by the chip, and the options that help the train step are passed with each
+# compilation, so that `compile` predicts what `train` runs (mf_jax/training/compiler_options.py). The flags that are
+# handed around for training (async collective fusion, latency hiding, overlap of collectives, async all-gather,
+# data-parallel all-reduce) are defaults on v5e: libtpu 0.0.42 compiles the same program with and without them, as the
+# tests show. On v6e they change the program, and nobody has measured here whether for the better.
 
 _tpu_flags=()
 _gpu_flags=(
