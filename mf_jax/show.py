@@ -43,7 +43,7 @@ def show_config(spec: str, overrides: Sequence[str], devices: int | None = None)
       devices: that the mesh is laid over, as many as there are here unless said.
     """
     config = configs.load(spec, overrides)
-    model = build_model(config)
+    model = build_model(config).with_precomputed(config.data.precomputed)
     _print_config(config)
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
     _print_layout(model, config, jax.device_count() if devices is None else devices)
@@ -88,7 +88,7 @@ def show_checkpoint(directory: str, step: int | None = None, trust_code: bool = 
     checkpoints = Checkpoints(folder)
     step = checkpoints.intact(step)
     config = configs.resolve_saved(checkpoints.config(step), trusted=trust_code)
-    model = build_model(config)
+    model = build_model(config).with_precomputed(config.data.precomputed)
     held = checkpoints.items(step)
     state = vars(train_state.abstract(model, config))
     parts = [name for name in ("params", "untrained", "ema", "opt_state") if name in held]
@@ -130,7 +130,7 @@ def _print_counts(model: JointModel, params: Any, config: Config) -> None:
 
 
 def _print_hardware(model: JointModel, config: Config) -> None:
-    """Prints hardware FLOPs: the model's, what remat computes again, and each frozen network."""
+    """Prints hardware FLOPs: the model's, what remat computes again, each frozen network; with these and without."""
     networks = {}
     for name, network in model.networks.items():
         try:
@@ -141,6 +141,11 @@ def _print_hardware(model: JointModel, config: Config) -> None:
         networks[name] = network
         decode = f", decoding {cost.decode:.4g}" if cost.decode else ""
         print(f"frozen network {name}, forward of one example: {cost.encode:.4g}{decode} ({cost.source})")
+    if config.data.precomputed:
+        print(f"with the data come {', '.join(config.data.precomputed)} (data.precomputed)")
+    alone = flops.hardware_flops(dataclasses.replace(model, networks={}), config)
     step = flops.hardware_flops(dataclasses.replace(model, networks=networks), config)
     counted = ["the model's", f"remat {config.model.remat}", *(f"frozen {name}" for name in networks)]
     print(f"hardware FLOPs per step: {step:.4g} ({', '.join(counted)})")
+    if networks:
+        print(f"without the frozen networks: {alone:.4g}; with them the step costs {step / alone:.2f} times as much")

@@ -94,15 +94,16 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         mesh = sharding.make_mesh(layout)
         stack.enter_context(sharding.rules(layout.rules))
         steps, batch_size = config.train.steps, config.train.batch
-        model = build_model(config)
+        model = build_model(config).with_precomputed(config.data.precomputed)
         sharding.check_batch(batch_size, config.train.accumulate, mesh)
         sharding.check_divisible(model.sizes, mesh)
         loader = build_train_loader(
             config.data,
             batch_size=batch_size,
-            tokenizer=model.text.tokenizer(),
+            tokenizer=None if "text_features" in model.precomputed else model.text.tokenizer(),
             seed=config.seed,
             rows=sharding.batch_rows(mesh, batch_size).tolist(),
+            precomputed=model.precomputed,
         )
         stack.callback(loader.close)
 
@@ -126,6 +127,8 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
                 "it, and a second modality; set both weights to 0 to train without"
             )
         frozen_params = frozen.load(model.networks, mesh)
+        if (empty := model.empty_prompt) is not None and objective.caption_dropout:
+            frozen_params[frozen.EMPTY_PROMPT] = empty.features(frozen_params.get("text"), mesh)
         weights = None
         if config.init.checkpoint and (objective.distills or latest is None):
             source = SavedModel(config.init.checkpoint, trust_code=dotted_kinds(to_dict(config)))

@@ -17,6 +17,7 @@ from mf_jax.data.config import DataConfig
 from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.data.transforms import Examples, example_shapes
 from mf_jax.modalities.flux2_latent import Autoencoder, Codec
+from mf_jax.models.frozen import EMPTY_PROMPT
 from mf_jax.models.text.encoders import UMT5Text
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
@@ -95,8 +96,29 @@ def test_published_sizes_of_frozen_networks():
     assert {leaf.dtype for leaf in jax.tree.leaves(networks["text"])} == {jax.numpy.dtype("bfloat16")}
     assert size(networks["image"]) == pytest.approx(84e6, rel=0.01)
     assert step.argument_bytes(job)["text encoder"] == pytest.approx(2 * size(networks["text"]) / 16, rel=1e-3)
-    assert len(job.assumed) == 2
+    assert len(job.assumed) == 3
+    assert networks[EMPTY_PROMPT].shape == (1, 4096) and "an empty prompt of 1 token" in job.assumed[2]
     assert batch["text_ids"].shape == (2560, 256) and batch["text_mask"].shape == (2560, 256)
+
+
+def test_precomputed_fields_need_no_network(capsys):
+    """No parameters of an encoder, the fields in the batch, nothing of them assumed; and no file is at hand."""
+    fields = ("image_latent", "text_features")
+    changes = (f"data.precomputed={fields}", "data.augment.flip=False", "train.batch=8", "model.layers=1")
+    job = step.make_job(load("configs/mofo_370m.py", changes), jax.devices("cpu")[:1])
+    _, networks, batch, _ = job.arguments
+    assert set(networks) == {EMPTY_PROMPT} and set(job.model.networks) == set()
+    assert job.assumed == ("an empty prompt of 1 token, as its files are not at hand",)
+    got = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
+    assert got == {
+        "depth": ((8, 256, 256), "float32"),
+        "depth_valid": ((8, 256, 256), "bool"),
+        "image_latent": ((8, 16, 16, 128), "float32"),
+        "text_features": ((8, 256, 4096), "float32"),
+        "text_mask": ((8, 256), "bool"),
+    }
+    one = step.make_job(load("configs/mofo_370m.py", [*changes, "data.precomputed=('image_latent',)"]), jax.devices())
+    assert set(one.arguments[1]) == {"text", EMPTY_PROMPT} and "image" not in one.arguments[2]
 
 
 def test_files_that_are_there_are_not_assumed(tmp_path):
