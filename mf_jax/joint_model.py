@@ -65,7 +65,7 @@ class JointModel:
     @property
     def sizes(self) -> list[tuple[str, str, int]]:
         """(description, logical axis, size) of every axis of activations that a mesh may split."""
-        found = [("text tokens (section text)", "sequence", self.text.tokens)]
+        found = [("text tokens (section text)", "sequence", length) for length in self.text_lengths]
         for name, (rows, columns) in self.grids.items():
             found.append(
                 (f"tokens of modalities.{name} at data.resolution {self.resolution}", "sequence", rows * columns)
@@ -77,6 +77,22 @@ class JointModel:
     def null_text(self) -> dict[str, np.ndarray]:
         """Text fields of the empty prompt, leading axis 1."""
         return {name: np.asarray(value)[None] for name, value in self.text.tokenizer().fields("").items()}
+
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Numbers of text tokens that a training step may have, ascending; the last is the model's own."""
+        return tuple(sorted({*getattr(self.text, "lengths", ()), self.text.tokens}))
+
+    @property
+    def packs_text(self) -> bool:
+        """Whether captions share rows of the text encoder in training."""
+        return "text" in self.networks and self.masks_text and isinstance(self.text, FrozenText) and self.text.pack
+
+    def with_text_tokens(self, tokens: int) -> JointModel:
+        """The model with a shorter text in the transformer, for counting FLOPs."""
+        if tokens == self.text.tokens or not isinstance(self.text, FrozenText):
+            return self
+        return dataclasses.replace(self, text=dataclasses.replace(self.text, max_length=tokens, lengths=()))
 
     @property
     def text_shapes(self) -> frozen.Shapes:
@@ -238,5 +254,10 @@ def build_model(config: ModelConfig, platform: str | None = None) -> JointModel:
         resolution=config.data.resolution,
         masks_text=config.model.MASKS_TEXT,
     )
+    if len(joint.text_lengths) > 1 and not joint.masks_text:
+        raise ValueError(
+            f"text.lengths is {joint.text_lengths}; this transformer attends to padding, so its text has one length: "
+            "leave text.lengths out"
+        )
     joint.grids  # noqa: B018  (an indivisible resolution is found here, not in the first step)
     return joint

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mf_jax.config.config import Config
+from mf_jax.data.packing import TextLayout
 from mf_jax.data.transforms import example_shapes
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.models.frozen import EMPTY_PROMPT
@@ -49,6 +50,7 @@ class Job:
     Attributes:
       arguments: (state, frozen_params, batch, teacher) of the step: jax.ShapeDtypeStruct with shardings.
       assumed: what was not at hand, and what was taken in its place.
+      text_rows: of the frozen text encoder, per example.
     """
 
     config: Config
@@ -56,6 +58,7 @@ class Job:
     mesh: Mesh
     arguments: tuple[train_state.TrainState, dict[str, Any], dict[str, Any], Any]
     assumed: tuple[str, ...]
+    text_rows: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +140,29 @@ def make_job(config: Config, devices: Sequence[jax.Device]) -> Job:
             name: jax.ShapeDtypeStruct((config.train.batch, *shape), dtype, sharding=place)
             for name, (shape, dtype) in shapes.items()
         }
-    return Job(config, model, mesh, (state, frozen_params, batch, teacher), tuple(assumed))
+        packed, text_rows = _packed_text(config, model, mesh, assumed)
+        batch |= {name: jax.ShapeDtypeStruct(*of_one, sharding=place) for name, of_one in packed.items()}
+    return Job(config, model, mesh, (state, frozen_params, batch, teacher), tuple(assumed), text_rows)
+
+
+def _packed_text(
+    config: Config, model: JointModel, mesh: Mesh, assumed: list[str]
+) -> tuple[dict[str, tuple[tuple[int, ...], Any]], float]:
+    """Shapes and dtypes of the fields of packed text, and rows of the text encoder per example; lines in `assumed`."""
+    size, parts = model.text.length, config.train.accumulate
+    layout = TextLayout(
+        model.text_lengths, model.packs_text, config.train.batch // (parts * sharding.batch_parts(mesh)), parts
+    )
+    tokens = getattr(config.text, "expected_tokens", 0)
+    shape = layout.expected(tokens, size)
+    if layout.packed:
+        how = f"of {tokens} tokens on average" if tokens else "of unknown length: none shares a row"
+        assumed.append(
+            f"{shape.rows} rows of {size} tokens for every {layout.group} captions, {how} (text.expected_tokens)"
+        )
+    if len(layout.lengths) > 1:
+        assumed.append(f"text of {shape.length} tokens in the transformer, the longest of text.lengths")
+    return layout.packed_shapes(config.train.batch, shape.rows, size), layout.encoded(shape)
 
 
 def _without_files(model: JointModel, assumed: list[str]) -> JointModel:

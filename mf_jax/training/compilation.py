@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from mf_jax.parallel import sharding
 from mf_jax.storage import atomic_file
 
 
@@ -45,6 +46,33 @@ def _use(directory: str | None, least_seconds: float) -> None:
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     compilation_cache.reset_cache()  # else a process that has compiled before keeps its old directory
+
+
+class Programs:
+    """The executables of a jitted step, one for each shape that its batches have.
+
+    Args:
+      step_fn: as jax.jit returns it. mesh: that it is traced for.
+      dump: directory for the text of the first one, see `compile_for_run`; None writes none.
+    """
+
+    def __init__(self, step_fn: Any, mesh: jax.sharding.Mesh, dump: pathlib.Path | None):
+        self._step_fn = step_fn
+        self._mesh = mesh
+        self._dump = dump
+        self._compiled: dict[Hashable, jax.stages.Compiled] = {}
+
+    def __contains__(self, shape: Hashable) -> bool:
+        return shape in self._compiled
+
+    def __getitem__(self, shape: Hashable) -> jax.stages.Compiled:
+        return self._compiled[shape]
+
+    def compile(self, shape: Hashable, arguments: tuple[Any, ...]) -> None:
+        """Makes the executable for arguments of this shape."""
+        dump, self._dump = self._dump, None
+        with sharding.scope(self._mesh):
+            self._compiled[shape] = compile_for_run(self._step_fn, arguments, dump)
 
 
 def compile_for_run(step_fn: Any, arguments: tuple[Any, ...], dump: pathlib.Path | None) -> jax.stages.Compiled:

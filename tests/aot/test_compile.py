@@ -96,9 +96,12 @@ def test_published_sizes_of_frozen_networks():
     assert {leaf.dtype for leaf in jax.tree.leaves(networks["text"])} == {jax.numpy.dtype("bfloat16")}
     assert size(networks["image"]) == pytest.approx(84e6, rel=0.01)
     assert step.argument_bytes(job)["text encoder"] == pytest.approx(2 * size(networks["text"]) / 16, rel=1e-3)
-    assert len(job.assumed) == 3
+    assert len(job.assumed) == 4
     assert networks[EMPTY_PROMPT].shape == (1, 4096) and "an empty prompt of 1 token" in job.assumed[2]
-    assert batch["text_ids"].shape == (2560, 256) and batch["text_mask"].shape == (2560, 256)
+    assert job.assumed[3].startswith("45 rows of 256 tokens for every 160 captions, of 60 tokens on average")
+    assert batch["text_ids"].shape == batch["text_segments"].shape == (16 * 45, 256)
+    assert batch["text_mask"].shape == (2560, 256) and batch["text_at"].shape == (2560,)
+    assert job.text_rows == 45 / 160
 
 
 def test_precomputed_fields_need_no_network(capsys):

@@ -52,9 +52,11 @@ class EmptyPrompt:
           params: of the encoder; not read where features come with the data.
 
         Raises:
-          ValueError: as `tokens`.
+          ValueError: as `tokens`; a length of the transformer's text that does not hold them.
         """
         place, tokens = sharding.replicated(mesh), self.tokens
+        if self.text.lengths and min(self.text.lengths) < tokens:
+            raise ValueError(f"text.lengths is {self.text.lengths}; the empty prompt alone has {tokens} tokens")
         if self.network is None:
             features = self.text.read_empty_features()
             return jax.make_array_from_callback(features.shape, place, lambda index: features[index])

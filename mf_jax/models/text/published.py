@@ -20,6 +20,7 @@ from mf_jax.configurable import check_at_least
 from mf_jax.data.tokenizer import Qwen3Tokenizer, UMT5Tokenizer
 from mf_jax.models import frozen, weight_table
 from mf_jax.models.frozen import FrozenFlops, FrozenNetwork
+from mf_jax.models.text.packed import unpack
 from mf_jax.models.text.qwen3 import Qwen3Config
 from mf_jax.models.text.umt5 import UMT5Config
 from mf_jax.models.weight_table import Entry
@@ -36,6 +37,12 @@ class FrozenText(abc.ABC):
       width: D; it must be what the published encoder makes.
       empty_features: safetensors file with the features of the empty prompt, text_features (tokens, D), which dropped
         captions are replaced by. Read only where data.precomputed has text_features.
+      lengths: those that a training step's text may have in the transformer beside max_length: the shortest that holds
+        the batch's captions. Each is a program to compile.
+      pack: in training, encode several captions in one row, so that little of it is padding. Transformers that attend
+        to padding (FLUX.2) need a row for each.
+      expected_tokens: of a caption on average, for what `compile` and `show` say of packed text; 0: not known, and no
+        row is assumed to be shared.
     """
 
     PUBLISHED: ClassVar[Qwen3Config | UMT5Config]
@@ -43,9 +50,22 @@ class FrozenText(abc.ABC):
     max_length: int = 512
     width: int = 0
     empty_features: str = ""
+    lengths: tuple[int, ...] = ()
+    pack: bool = True
+    expected_tokens: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least("text", self, max_length=1, width=1)
+        check_at_least("text", self, max_length=1, width=1, expected_tokens=0)
+        if any(type(n) is not int or not 1 <= n <= self.max_length for n in self.lengths):
+            raise ValueError(
+                f"text.lengths is {self.lengths!r}; it must be whole numbers from 1 to text.max_length, "
+                f"{self.max_length}"
+            )
+        if self.expected_tokens > self.max_length:
+            raise ValueError(
+                f"text.expected_tokens is {self.expected_tokens}; a caption has at most text.max_length tokens, "
+                f"{self.max_length}"
+            )
 
     @property
     def length(self) -> int:
@@ -142,6 +162,8 @@ class FrozenText(abc.ABC):
 class TextNetwork:
     """A frozen text encoder: text_ids, text_mask (B, L) to text_features (B, M, D) in the dtype of the compute.
 
+    Captions that share rows, with text_segments and text_at, are as data.packing.TextLayout.arrange makes them.
+
     Attributes:
       published: use the sizes of the published encoder and no files; see `as_published`.
     """
@@ -188,8 +210,11 @@ class TextNetwork:
         return result
 
     def encode(self, params: Any, batch: frozen.Batch) -> frozen.Batch:
-        features = self._module.apply({"params": params}, batch["text_ids"], batch["text_mask"])
-        return {"text_features": cast(jax.Array, features)}
+        segments = batch.get("text_segments", batch["text_mask"])
+        features = cast(jax.Array, self._module.apply({"params": params}, batch["text_ids"], segments))
+        if "text_at" in batch:
+            features = unpack(features, batch["text_at"], batch["text_mask"])
+        return {"text_features": features}
 
     def flops(self, resolution: tuple[int, int]) -> FrozenFlops:
         return self.text.flops()
