@@ -1,5 +1,6 @@
 """The verb `compile`: for the CPU at hand, and for TPUs that are not there, where libtpu is installed."""
 
+import dataclasses
 import importlib.util
 import math
 import re
@@ -19,6 +20,7 @@ from mf_jax.data.transforms import Examples, example_shapes
 from mf_jax.modalities.flux2_latent import Autoencoder, Codec
 from mf_jax.models.frozen import EMPTY_PROMPT
 from mf_jax.models.text.encoders import UMT5Text
+from mf_jax.monitoring import flops
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 SHARDED = ("mesh.data=1", "mesh.fsdp=-1")
@@ -104,7 +106,30 @@ def test_published_sizes_of_frozen_networks():
     assert job.text_rows == 45 / 160
 
 
-def test_precomputed_fields_need_no_network(capsys):
+@needs_libtpu
+def test_the_step_with_packed_captions(make_frozen_config, tmp_path, capsys):
+    """Compiled for four chips, in two parts; what is assumed of rows and lengths is said, and its FLOPs are counted."""
+    raw = make_frozen_config("nowhere")
+    raw["modalities"]["image"] = dict(
+        kind="image", position=0, patch=8, prediction="x", noise=dict(kind="logit_normal")
+    )
+    raw["text"] |= dict(lengths=(16,), expected_tokens=6)
+    raw["train"] |= dict(batch=256, accumulate=2)
+    path = tmp_path / "packed.py"
+    path.write_text(f"def get_config():\n    return {raw!r}\n")
+    assert main(["compile", f"--config={path}", "--topology=v5e:2x2"]) == 0
+    out = capsys.readouterr().out
+    assert "assumed: 11 rows of 24 tokens for every 32 captions, of 6 tokens on average (text.expected_tokens)" in out
+    assert "assumed: text of 24 tokens in the transformer, the longest of text.lengths" in out
+    assert "text encoder" in out and "empty prompt" in out
+    job = step.make_job(resolve(raw), topology.devices("v5e:2x2"))
+    row = job.model.networks["text"].flops((16, 16)).encode
+    alone = flops.hardware_flops(dataclasses.replace(job.model, networks={}), job.config)
+    found = float(re.search(r"frozen networks, per device (\S+)", out).group(1))
+    assert found == pytest.approx((alone + 256 * row * 11 / 32) / 4, rel=1e-3)
+
+
+def test_precomputed_fields_need_no_network():
     """No parameters of an encoder, the fields in the batch, nothing of them assumed; and no file is at hand."""
     fields = ("image_latent", "text_features")
     changes = (f"data.precomputed={fields}", "data.augment.flip=False", "train.batch=8", "model.layers=1")

@@ -4,6 +4,7 @@ Legend: B batch, L text ids.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from mf_jax.config.loading import resolve
 from mf_jax.data.packing import TextLayout
 from mf_jax.joint_model import build_model
 from mf_jax.models import frozen
+from mf_jax.models.text.packed import unpack
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state, train_step
 from mf_jax.training.config import ObjectiveConfig
@@ -90,3 +92,14 @@ def test_any_mesh_gives_the_result_of_one_device(model, config, params, batch, s
     loss, gradient = run(model, config, params, packed, sizes, accumulate)
     assert loss == pytest.approx(single[0], rel=1e-5)
     np.testing.assert_allclose(gradient, single[1], rtol=1e-3, atol=1e-6)
+
+
+def test_unpacking_stays_on_each_device():
+    """No collective, where examples and rows are split over all devices."""
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=4))
+    place = sharding.batch_sharding(mesh)
+    shapes = [((16, 24, 5), jnp.float32), ((64,), jnp.int32), ((64, 8), jnp.bool_)]
+    given = [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in shapes]
+    with sharding.scope(mesh):
+        text = jax.jit(unpack).lower(*given).compile().as_text()
+    assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", text)
