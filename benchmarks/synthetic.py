@@ -24,21 +24,6 @@ from mf_jax.modalities import flux2_latent
 from mf_jax.training.train_step import make_train_step
 
 
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """The text side of a model whose features come with the batch: no tokenizer, no empty prompt."""
-
-    length: int
-    tokens: int
-    channels: int
-
-    def tokenizer(self) -> Features:
-        return self
-
-    def fields(self, text: str) -> dict[str, Any]:
-        return {}
-
-
 def load(path: str | pathlib.Path, **changes: Mapping[str, Any]) -> Config:
     """A config file with the defaults filled in.
 
@@ -57,24 +42,25 @@ def load(path: str | pathlib.Path, **changes: Mapping[str, Any]) -> Config:
 def model_of(config: Config) -> JointModel:
     """The model without its frozen networks."""
     model = build_model(config)
-    if model.text_encoder is not None:
-        return model
-    features = Features(model.text.length, model.text.tokens, model.text.channels)
-    return dataclasses.replace(model, networks={}, text=features)
+    return model.with_precomputed([f for network in model.networks.values() for f in network.makes(model.resolution)])
 
 
 def train_step(model: JointModel, config: Config) -> Callable[..., Any]:
-    """(state, frozen_params, batch, teacher=None) -> (state, metrics), not compiled."""
-    train = config.train
+    """(state, frozen_params, batch, teacher=None) -> (state, metrics), not compiled; text is not dropped."""
+    train, objective = config.train, config.objective
+    if model.text_encoder is None:
+        objective = dataclasses.replace(objective, caption_dropout=0.0)
     optimizer = config.optimizer.make(train.steps)
-    return make_train_step(model, config.objective, optimizer, config.seed, train.accumulate, train.ema_decay)
+    return make_train_step(model, objective, optimizer, config.seed, train.accumulate, train.ema_decay)
 
 
 def fields(model: JointModel, B: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch."""
     H, W = model.resolution
-    shapes: dict[str, Any] = {"text_ids": ((B, model.text.length), jnp.int32)}
-    if model.text_encoder is None:
+    shapes: dict[str, Any] = {}
+    if model.text_encoder is not None:
+        shapes["text_ids"] = ((B, model.text.length), jnp.int32)
+    else:
         shapes["text_mask"] = ((B, model.text.length), jnp.bool_)
         shapes["text_features"] = ((B, model.text.tokens, model.text.channels), model.backbone.dtype)
     for name, modality in model.modalities.items():

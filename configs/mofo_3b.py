@@ -50,7 +50,7 @@ def get_config():
             i2d=dict(probability=0.2, clean=("image",)),
             d2i=dict(probability=0.2, clean=("depth",)),
         ),
-        text=dict(kind="umt5", checkpoint="weights/umt5_xxl", max_length=256),
+        text=dict(kind="umt5", checkpoint="weights/umt5_xxl", max_length=256, expected_tokens=60),
         model=dict(kind="flat_dit", width=3072, layers=30, remat="full"),
         objective=dict(caption_dropout=0.1),
         init=dict(

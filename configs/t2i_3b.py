@@ -36,7 +36,7 @@ def get_config():
             ),
         ),
         modes=dict(t2i=dict(probability=1.0)),
-        text=dict(kind="umt5", checkpoint="weights/umt5_xxl", max_length=256),
+        text=dict(kind="umt5", checkpoint="weights/umt5_xxl", max_length=256, expected_tokens=60),
         model=dict(kind="flat_dit", width=3072, layers=30, remat="full"),
         objective=dict(caption_dropout=0.1),
         train=dict(steps=50_000, batch=2560, ema_decay=0.9999),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, cast
 
 import flax.linen as nn
@@ -20,7 +20,9 @@ from mf_jax.modalities.base import Batch, Modality
 from mf_jax.models import frozen
 from mf_jax.models.backbones import BackboneConfig
 from mf_jax.models.stream import Stream
+from mf_jax.models.text.empty_prompt import EmptyPrompt, in_place_of
 from mf_jax.models.text.encoders import TextConfig
+from mf_jax.models.text.published import FrozenText
 
 Params = Any
 Tokens = dict[str, jax.Array]
@@ -36,6 +38,8 @@ class JointModel:
       text: as configured. text_encoder: trained with the model; None where the text encoder is frozen.
       networks: frozen networks by name: "text", or the modality that they belong to.
       resolution: (H, W) of the inputs in pixels.
+      masks_text: no token attends to the padding of the text.
+      precomputed: shapes and dtypes of the fields that come with the data, of one example, see `with_precomputed`.
     """
 
     modalities: dict[str, Modality]
@@ -45,6 +49,8 @@ class JointModel:
     backbone: nn.Module
     networks: dict[str, frozen.FrozenNetwork]
     resolution: tuple[int, int]
+    masks_text: bool = True
+    precomputed: frozen.Shapes = dataclasses.field(default_factory=dict)
 
     @property
     def leading(self) -> str:
@@ -59,7 +65,7 @@ class JointModel:
     @property
     def sizes(self) -> list[tuple[str, str, int]]:
         """(description, logical axis, size) of every axis of activations that a mesh may split."""
-        found = [("text tokens (section text)", "sequence", self.text.tokens)]
+        found = [("text tokens (section text)", "sequence", length) for length in self.text_lengths]
         for name, (rows, columns) in self.grids.items():
             found.append(
                 (f"tokens of modalities.{name} at data.resolution {self.resolution}", "sequence", rows * columns)
@@ -71,6 +77,54 @@ class JointModel:
     def null_text(self) -> dict[str, np.ndarray]:
         """Text fields of the empty prompt, leading axis 1."""
         return {name: np.asarray(value)[None] for name, value in self.text.tokenizer().fields("").items()}
+
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Numbers of text tokens that a training step may have, ascending; the last is the model's own."""
+        return tuple(sorted({*getattr(self.text, "lengths", ()), self.text.tokens}))
+
+    @property
+    def packs_text(self) -> bool:
+        """Whether captions share rows of the text encoder in training."""
+        return "text" in self.networks and self.masks_text and isinstance(self.text, FrozenText) and self.text.pack
+
+    def with_text_tokens(self, tokens: int) -> JointModel:
+        """The model with a shorter text in the transformer, for counting FLOPs."""
+        if tokens == self.text.tokens or not isinstance(self.text, FrozenText):
+            return self
+        return dataclasses.replace(self, text=dataclasses.replace(self.text, max_length=tokens, lengths=()))
+
+    @property
+    def text_shapes(self) -> frozen.Shapes:
+        """Shapes and dtypes of an example's text fields, as the tokenizer makes them."""
+        shapes: frozen.Shapes = {"text_ids": ((self.text.length,), jnp.int32)}
+        return shapes if self.text_encoder is not None else shapes | {"text_mask": ((self.text.length,), jnp.bool_)}
+
+    def with_precomputed(self, fields: Collection[str]) -> JointModel:
+        """The model for batches that have these fields already: without the frozen networks that make them.
+
+        Raises:
+          ValueError: a field that no frozen network of the model makes.
+        """
+        made = {name: network.makes(self.resolution) for name, network in self.networks.items()}
+        shapes = {field: shape for of_one in made.values() for field, shape in of_one.items() if field in fields}
+        for field in fields:
+            if field not in shapes:
+                known = ", ".join(sorted(field for of_one in made.values() for field in of_one)) or "none"
+                raise ValueError(
+                    f"data.precomputed names {field!r}; what the frozen networks of this config make is: {known}"
+                )
+        if "text_features" in shapes and self.masks_text:
+            shapes["text_mask"] = ((self.text.tokens,), jnp.bool_)
+        networks = {name: network for name, network in self.networks.items() if not set(made[name]) <= set(fields)}
+        return dataclasses.replace(self, networks=networks, precomputed=shapes)
+
+    @property
+    def empty_prompt(self) -> EmptyPrompt | None:
+        """What dropped captions are replaced by after encoding; None where the text encoder is trained."""
+        if not isinstance(self.text, FrozenText):
+            return None
+        return EmptyPrompt(self.text, self.networks.get("text"), self.masks_text)
 
     def init(self, key: jax.Array) -> Params:
         """Float32 parameters {"backbone": ..., "text": ...}, boxed with their logical axis names."""
@@ -108,6 +162,21 @@ class JointModel:
           frozen_params: parameters of the frozen networks by name.
         """
         return frozen.with_frozen_features(self.networks, frozen_params, batch)
+
+    def training_features(self, frozen_params: Mapping[str, Any], batch: Batch, dropped_B: jax.Array | None) -> Batch:
+        """The batch with its frozen features, in which dropped captions are the empty prompt.
+
+        Args:
+          frozen_params: and, where captions are dropped and the text encoder is frozen, EMPTY_PROMPT.
+          dropped_B: bool; None where no captions are dropped.
+        """
+        if dropped_B is None:
+            return self.with_frozen_features(frozen_params, batch)
+        if self.text_encoder is not None:
+            null = {n: jnp.where(dropped_B[:, None], value, batch[n]) for n, value in self.null_text.items()}
+            return self.with_frozen_features(frozen_params, batch | null)
+        batch = self.with_frozen_features(frozen_params, batch)
+        return in_place_of(dropped_B, batch, frozen_params[frozen.EMPTY_PROMPT])
 
     def encode(self, batch: Batch) -> Tokens:
         """Clean tokens x_BNC, float32, by modality; the batch has its frozen features."""
@@ -183,6 +252,12 @@ def build_model(config: ModelConfig, platform: str | None = None) -> JointModel:
         backbone=config.model.module(streams, platform),
         networks=networks,
         resolution=config.data.resolution,
+        masks_text=config.model.MASKS_TEXT,
     )
+    if len(joint.text_lengths) > 1 and not joint.masks_text:
+        raise ValueError(
+            f"text.lengths is {joint.text_lengths}; this transformer attends to padding, so its text has one length: "
+            "leave text.lengths out"
+        )
     joint.grids  # noqa: B018  (an indivisible resolution is found here, not in the first step)
     return joint

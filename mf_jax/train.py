@@ -20,6 +20,7 @@ from mf_jax.checkpoint.saved_model import SavedModel
 from mf_jax.config.config import Config
 from mf_jax.config.loading import dotted_kinds, to_dict
 from mf_jax.data.loader import build_train_loader
+from mf_jax.data.packing import TextLayout
 from mf_jax.joint_model import build_model
 from mf_jax.models import frozen
 from mf_jax.monitoring.goodput import CHECKPOINT, COMPILE, DATA, STARTUP, Goodput
@@ -91,19 +92,19 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
         stack.enter_context(compilation.persistent_cache(config.train.compilation_cache, workdir / "compilation_cache"))
 
         # Mesh, model, data
-        layout = config.mesh
-        mesh = sharding.make_mesh(layout)
-        stack.enter_context(sharding.rules(layout.rules))
+        mesh = sharding.make_mesh(config.mesh)
+        stack.enter_context(sharding.rules(config.mesh.rules))
         steps, batch_size = config.train.steps, config.train.batch
-        model = build_model(config)
+        model = build_model(config).with_precomputed(config.data.precomputed)
         sharding.check_batch(batch_size, config.train.accumulate, mesh)
         sharding.check_divisible(model.sizes, mesh)
         loader = build_train_loader(
             config.data,
             batch_size=batch_size,
-            tokenizer=model.text.tokenizer(),
+            tokenizer=None if "text_features" in model.precomputed else model.text.tokenizer(),
             seed=config.seed,
             rows=sharding.batch_rows(mesh, batch_size).tolist(),
+            precomputed=model.precomputed,
         )
         stack.callback(loader.close)
 
@@ -127,6 +128,8 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
                 "it, and a second modality; set both weights to 0 to train without"
             )
         frozen_params = frozen.load(model.networks, mesh)
+        if (empty := model.empty_prompt) is not None and objective.caption_dropout:
+            frozen_params[frozen.EMPTY_PROMPT] = empty.features(frozen_params.get("text"), mesh)
         weights = None
         if config.init.checkpoint and (objective.distills or latest is None):
             source = SavedModel(config.init.checkpoint, trust_code=dotted_kinds(to_dict(config)))
@@ -153,15 +156,15 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
             + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")
         )
 
-        step_fn = jit_train_step(model, config, mesh)
-        batch = next(loader)
-        goodput.spend(STARTUP, time.monotonic())
+        parts = config.train.accumulate
+        group_size = batch_size // (parts * sharding.batch_parts(mesh))
+        layout = TextLayout(model.text_lengths, model.packs_text, group_size, parts)
         dump = workdir / "hlo" if config.train.dump_hlo and group.is_main else None
         options = compiler_options(jax.devices()[0].device_kind, config.train.compiler_options)
-        with sharding.scope(mesh):
-            step_fn = compilation.compile_for_run(
-                step_fn, (state, frozen_params, sharding.put_batch(batch, mesh), teacher), dump, options
-            )
+        programs = compilation.Programs(jit_train_step(model, config, mesh), mesh, dump, options)
+        shape, batch = layout.arrange(next(loader), group.maximum)
+        goodput.spend(STARTUP, time.monotonic())
+        programs.compile(shape, (state, frozen_params, sharding.put_batch(batch, mesh), teacher))
         group.barrier()  # some read the step from the cache and are early; collectives have shorter timeouts
         goodput.spend(COMPILE, time.monotonic())
         log = Log(workdir, model, config, start, goodput, writes=group.is_main)
@@ -174,10 +177,16 @@ def _run(config: Config, workdir: pathlib.Path, group: ProcessGroup, began: floa
             profile.at(step, state)
             if step > start:
                 with log.waiting(DATA):
-                    batch = next(loader)
+                    shape, batch = layout.arrange(next(loader), group.maximum)
+            arguments = (state, frozen_params, sharding.put_batch(batch, mesh), teacher)
+            if shape not in programs:
+                with log.waiting(COMPILE):
+                    programs.compile(shape, arguments)
+                    group.barrier()
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, step_metrics = step_fn(state, frozen_params, sharding.put_batch(batch, mesh), teacher)
-            log.started(step + 1, step_metrics)
+                state, step_metrics = programs[shape](*arguments)
+            del arguments  # the batch, which the device would keep beside the next one
+            log.started(step + 1, step_metrics, shape.length, layout.encoded(shape))
 
             last = group.should_stop(requests) or step + 1 == steps
             if last or (step + 1) % config.checkpoint.every == 0:

@@ -19,10 +19,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     collect_ignore += ["multihost"]
 
 import pathlib  # noqa: E402
+import shutil  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import tokenizers  # noqa: E402
+from PIL import Image  # noqa: E402
 
 # Minutes each: begun last they would leave the other core idle.
 LONGEST = [pathlib.Path(__file__).with_name(f"test_{name}.py") for name in ("multihost", "eight_devices", "resume")]
@@ -129,3 +132,53 @@ def make_batch():
         }
 
     return make
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory, goldens):
+    """Folder of a tiny UMT5 checkpoint: 32 features, a tokenizer of one id per letter and </s>."""
+    folder = tmp_path_factory.mktemp("umt5")
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(goldens / "umt5" / file, folder)
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    model = tokenizers.models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=2)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_frozen_config(make_tiny_config, text_encoder, goldens):
+    """A function (root) -> the tiny config with frozen encoders of image and text, on a folder of frames."""
+
+    def make(root):
+        raw = make_tiny_config()
+        source = dict(
+            kind="folder", root=str(root), image="*.png", depth="*.npy", depth_scale=1.0, captions="*.txt",
+            splits={"train": ":", "test": ":"},
+        )  # fmt: skip
+        raw["data"] = dict(source=source, resolution=(16, 16), workers=0)
+        raw["modalities"]["image"] = dict(
+            kind="flux2_latent", position=0, checkpoint=str(goldens / "flux2_vae"), channels=16, reduction=8,
+            prediction="x", noise=dict(kind="logit_normal"),
+        )  # fmt: skip
+        raw["text"] = dict(kind="umt5", checkpoint=str(text_encoder), max_length=24, width=32)
+        raw["objective"] = dict(caption_dropout=0.3)
+        return raw
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def frames(tmp_path_factory):
+    """A folder of 16 frames of 16 x 16 pixels: NAME.png, NAME.npy (depth in metres), NAME.txt of 0 to 22 letters."""
+    folder = tmp_path_factory.mktemp("frames")
+    generator = np.random.default_rng(3)
+    for i, length in enumerate([0, 22, 1, 9, 5, 12, 3, 7, 2, 17, 4, 6, 8, 1, 11, 3]):
+        pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        np.save(folder / f"{i}.npy", generator.uniform(0.5, 9.0, (16, 16)).astype(np.float32))
+        (folder / f"{i}.txt").write_text("".join(generator.choice(list("abcdefgh"), length)))
+    return folder

@@ -144,7 +144,7 @@ def collectives_report(found: Collectives) -> Iterator[str]:
 def roofline_report(job: step.Job, module: Module, found: Collectives, chip: Chip | None) -> Iterator[str]:
     devices = job.mesh.size
     model_flops = flops.step_flops(job.model, job.config) / devices
-    all_flops = flops.hardware_flops(job.model, job.config) / devices
+    all_flops = flops.hardware_flops(job.model, job.config, job.text_rows) / devices
     yield f"model FLOPs per step: {model_flops * devices:.4g}, per device {model_flops:.4g}"
     yield f"with what is computed again and the frozen networks, per device {all_flops:.4g}"
     if chip is None:

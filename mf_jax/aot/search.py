@@ -111,8 +111,8 @@ def search_config(config: Config, devices: Sequence[jax.Device]) -> int:
             return error.needed
 
     train = config.train
-    ids = step.make_job(config, devices).arguments[2]["text_ids"]
-    shares = train.batch // ids.sharding.shard_shape(ids.shape)[0]
+    depth = step.make_job(config, devices).arguments[2]["depth"]
+    shares = train.batch // depth.sharding.shard_shape(depth.shape)[0]
     best = None
     print(f"{'batch':>8}{'accumulate':>12}{'per device':>12}  {'remat':<15}{'GiB':>9}  of {chip.usable / GIB:.2f}")
     for one in search(train.batch, train.accumulate, shares, chip.usable, need):

@@ -17,8 +17,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mf_jax.config.config import Config
+from mf_jax.data.packing import TextLayout
 from mf_jax.data.transforms import example_shapes
 from mf_jax.joint_model import JointModel, build_model
+from mf_jax.models.frozen import EMPTY_PROMPT
+from mf_jax.models.text.empty_prompt import EmptyPrompt
 from mf_jax.monitoring import chips
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state
@@ -47,6 +50,7 @@ class Job:
     Attributes:
       arguments: (state, frozen_params, batch, teacher) of the step: jax.ShapeDtypeStruct with shardings.
       assumed: what was not at hand, and what was taken in its place.
+      text_rows: of the frozen text encoder, per example.
     """
 
     config: Config
@@ -54,6 +58,7 @@ class Job:
     mesh: Mesh
     arguments: tuple[train_state.TrainState, dict[str, Any], dict[str, Any], Any]
     assumed: tuple[str, ...]
+    text_rows: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +105,8 @@ class Program:
 def make_job(config: Config, devices: Sequence[jax.Device]) -> Job:
     """The job of a resolved config on these devices.
 
-    Published networks whose files are not at hand are taken at the sizes that they are known to have, and the ids of
-    the empty prompt, which need the tokenizer, as zeros: neither changes the program's shapes.
+    Published networks whose files are not at hand are taken at the sizes that they are known to have, and the empty
+    prompt, which needs the tokenizer or a file, as one token.
 
     Raises:
       ValueError: what does not fit together.
@@ -114,23 +119,50 @@ def make_job(config: Config, devices: Sequence[jax.Device]) -> Job:
     layout = config.mesh
     mesh = sharding.make_mesh(layout, devices)
     with sharding.rules(layout.rules):
-        model = build_model(config, platform)
+        model = build_model(config, platform).with_precomputed(config.data.precomputed)
         sharding.check_batch(config.train.batch, config.train.accumulate, mesh)
         sharding.check_divisible(model.sizes, mesh)
         model = _without_files(model, assumed)
         state = train_state.abstract(model, config, mesh)
         frozen_params = {name: network.abstract(mesh) for name, network in model.networks.items()}
+        if model.empty_prompt is not None and config.objective.caption_dropout:
+            shape = (_empty_tokens(model.empty_prompt, assumed), model.text.channels)
+            place = sharding.replicated(mesh)
+            frozen_params[EMPTY_PROMPT] = jax.ShapeDtypeStruct(shape, model.backbone.dtype, sharding=place)
         teacher = state.params if config.objective.distills else None
         if teacher is not None:
             assumed.append("the teacher has all the parameters that are trained, as an import has")
         place = sharding.batch_sharding(mesh)
-        shapes = example_shapes(model.resolution)
-        shapes |= {name: (value.shape[1:], value.dtype) for name, value in model.null_text.items()}
+        shapes = example_shapes(model.resolution, model.precomputed)
+        if "text_features" not in model.precomputed:
+            shapes |= model.text_shapes
         batch = {
             name: jax.ShapeDtypeStruct((config.train.batch, *shape), dtype, sharding=place)
             for name, (shape, dtype) in shapes.items()
         }
-    return Job(config, model, mesh, (state, frozen_params, batch, teacher), tuple(assumed))
+        packed, text_rows = _packed_text(config, model, mesh, assumed)
+        batch |= {name: jax.ShapeDtypeStruct(*of_one, sharding=place) for name, of_one in packed.items()}
+    return Job(config, model, mesh, (state, frozen_params, batch, teacher), tuple(assumed), text_rows)
+
+
+def _packed_text(
+    config: Config, model: JointModel, mesh: Mesh, assumed: list[str]
+) -> tuple[dict[str, tuple[tuple[int, ...], Any]], float]:
+    """Shapes and dtypes of the fields of packed text, and rows of the text encoder per example; lines in `assumed`."""
+    size, parts = model.text.length, config.train.accumulate
+    layout = TextLayout(
+        model.text_lengths, model.packs_text, config.train.batch // (parts * sharding.batch_parts(mesh)), parts
+    )
+    tokens = getattr(config.text, "expected_tokens", 0)
+    shape = layout.expected(tokens, size)
+    if layout.packed:
+        how = f"of {tokens} tokens on average" if tokens else "of unknown length: none shares a row"
+        assumed.append(
+            f"{shape.rows} rows of {size} tokens for every {layout.group} captions, {how} (text.expected_tokens)"
+        )
+    if len(layout.lengths) > 1:
+        assumed.append(f"text of {shape.length} tokens in the transformer, the longest of text.lengths")
+    return layout.packed_shapes(config.train.batch, shape.rows, size), layout.encoded(shape)
 
 
 def _without_files(model: JointModel, assumed: list[str]) -> JointModel:
@@ -140,16 +172,22 @@ def _without_files(model: JointModel, assumed: list[str]) -> JointModel:
         if (published := network.as_published()) is not None:
             networks[name] = published
             assumed.append(f"sizes of the published {label(name)}, whose files are not at hand")
-    result = dataclasses.replace(model, networks=networks)
-    if networks.get("text") is not model.networks.get("text"):
-        shape = (1, model.text.length)
-        vars(result)["null_text"] = {"text_ids": np.zeros(shape, np.int32), "text_mask": np.ones(shape, bool)}
-    return result
+    return dataclasses.replace(model, networks=networks)
+
+
+def _empty_tokens(prompt: EmptyPrompt, assumed: list[str]) -> int:
+    """Tokens of the empty prompt; adds a line to `assumed` where the files that say it are not at hand."""
+    try:
+        return prompt.tokens
+    except ValueError:
+        tokens = 1 if prompt.masked else prompt.text.tokens
+        assumed.append(f"an empty prompt of {tokens} token{'s' if tokens > 1 else ''}, as its files are not at hand")
+        return tokens
 
 
 def label(name: str) -> str:
-    """The printed name of a frozen network."""
-    return "text encoder" if name == "text" else f"autoencoder of {name}"
+    """The printed name of a frozen network, or of the empty prompt."""
+    return {"text": "text encoder", EMPTY_PROMPT: EMPTY_PROMPT}.get(name, f"autoencoder of {name}")
 
 
 def compile_step(job: Job) -> Program:

@@ -31,7 +31,10 @@ MAY_CHANGE = (
     "checkpoint.",
     "data.workers",
     "data.cache",
+    "data.precomputed",
     "data.source.root",
+    "data.source.image_latent",
+    "data.source.text_features",
     "data.source.max_unreadable",
     "data.source.test",
     "data.source.validation",
@@ -41,6 +44,10 @@ MAY_CHANGE = (
     "model.attention",
     "model.remat",
     "sample.",
+    "text.pack",
+    "text.lengths",
+    "text.expected_tokens",
+    "text.empty_features",
     "evaluate.",
 )
 

@@ -101,7 +101,7 @@ def read_depth(path: str | Path, npz_key: str | None = None, *, first_channel: b
                 f"({', '.join(ARRAY_SUFFIXES)})"
             )
         return values_HW
-    values = stored = _read_array(path, npz_key, "depth")
+    values = stored = read_array(path, npz_key, "depth")
     if values.ndim == 3 and 1 <= values.shape[2] <= (4 if first_channel else 1):
         values = values[..., 0]
     if values.ndim != 2 or values.size == 0 or values.dtype.kind not in "iuf":
@@ -112,7 +112,7 @@ def read_depth(path: str | Path, npz_key: str | None = None, *, first_channel: b
 def read_mask(path: str | Path) -> np.ndarray:
     """A mask file, a picture or an array, as (H,W) bool, True where it is not zero in any channel."""
     path = Path(path)
-    values = _read_array(path, None, "mask") if path.suffix.lower() in ARRAY_SUFFIXES else _read_picture(path)[1]
+    values = read_array(path, None, "mask") if path.suffix.lower() in ARRAY_SUFFIXES else _read_picture(path)[1]
     return values != 0 if values.ndim == 2 else (values != 0).any(axis=-1)
 
 
@@ -131,7 +131,13 @@ def _read_picture(path: Path, convert: str | None = None, upright: bool = False)
     return mode, pixels
 
 
-def _read_array(path: Path, npz_key: str | None, what: str) -> np.ndarray:
+def read_array(path: Path, npz_key: str | None, what: str) -> np.ndarray:
+    """The array of an .npy file, or of an .npz file; `what` names it in messages.
+
+    Raises:
+      UnreadableFile: the file cannot be read, see there.
+      ValueError: an .npz with several arrays or without the one of npz_key.
+    """
     if path.suffix.lower() == ".npy":
         with _reading(path), path.open("rb") as file:
             return _read_npy(file, os.fstat(file.fileno()).st_size)

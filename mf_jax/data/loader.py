@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from mf_jax.data.config import DataConfig
+from mf_jax.data.precomputed import Shapes
 from mf_jax.data.tokenizer import Tokenizer
 from mf_jax.data.transforms import BOOK_KEEPING, Examples, View
 from mf_jax.data.workers import Prefetch
@@ -31,27 +32,30 @@ def build_train_loader(
     data: DataConfig,
     *,
     batch_size: int,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     seed: int,
     rows: Iterable[int] | None = None,
+    precomputed: Shapes | None = None,
 ) -> TrainLoader:
     """The training batches that a data config describes.
 
     Args:
       batch_size: B.
-      tokenizer: of captions. With workers it is pickled.
+      tokenizer: of captions; None where text_features are precomputed. With workers it is pickled.
       seed: of the order, the sparsifier and the augmentation.
       rows: of each batch, those that this process makes, in order; by default all.
+      precomputed: shapes and dtypes of an example's fields that `data.precomputed` names, as the model reads them.
 
     Raises:
-      ValueError: as `DataConfig.open` and `TrainLoader`.
+      ValueError: as `DataConfig.open_training` and `TrainLoader`.
     """
     examples = Examples(
-        data.open("train"),
+        data.open_training(),
         resolution=data.resolution,
         crop=data.augment.crop,
         tokenizer=tokenizer,
         cache=data.cache,
+        precomputed=precomputed,
     )
     view = View(data.resolution, data.augment, data.sparsify, seed)
     return TrainLoader(examples, view, batch_size=batch_size, seed=seed, workers=data.workers, rows=rows)
@@ -112,8 +116,8 @@ class TrainLoader:
 
         Returns:
           image (b,H,W,3) uint8; depth (b,H,W) float32 metres, 0 where missing; depth_valid (b,H,W) bool;
-          text_ids (b,L) int32, text_mask (b,L) bool where the tokenizer gives one. Arrays that come from a worker are
-          read-only.
+          text_ids (b,L) int32, text_mask (b,L) bool where the tokenizer gives one; precomputed fields in place of image
+          and text_ids. Arrays that come from a worker are read-only.
         """
         batch = next(self._running())
         self._position += self._batch_size

@@ -46,4 +46,16 @@ class SourceConfig(Protocol):
         """
 
 
+@runtime_checkable
+class PrecomputedConfig(Protocol):
+    """The config of a kind of source that can read precomputed fields (mf_jax/data/precomputed.py)."""
+
+    def open_precomputed(self, split: str, resolution: tuple[int, int], fields: tuple[str, ...]) -> Source:
+        """The records of a split with these fields: image_latent in place of image, text_features beside caption.
+
+        Raises:
+          ValueError: as `SourceConfig.open`; fields that it has no files for.
+        """
+
+
 KINDS: dict[str, type[SourceConfig]] = {"procedural": ProceduralConfig, "folder": FolderConfig}

@@ -9,6 +9,7 @@ Legend: H W height and width in pixels, L text length in ids.
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from absl import logging
 from numpy.typing import DTypeLike
 
 from mf_jax.data.augment import AugmentConfig, jitter_colour, random_window
+from mf_jax.data.precomputed import IMAGE_LATENT, Shapes, fields_of
 from mf_jax.data.resize import center_crop_to_aspect, masked_nearest, resize_image
 from mf_jax.data.sources import Source
 from mf_jax.data.sparsify import Sparsifier
@@ -32,10 +34,18 @@ BOOK_KEEPING = ("index", "skipped")
 _WORKING_PIXEL = 0.5
 
 
-def example_shapes(resolution: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
-    """Shape and dtype of every field of an example that the model reads, except those of its text."""
+def example_shapes(
+    resolution: tuple[int, int], precomputed: Shapes | None = None
+) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+    """Shape and dtype of every field of an example that the model reads, except the ids of its text.
+
+    Args:
+      precomputed: fields that come with the data, image_latent in place of image.
+    """
     H, W = resolution
-    return {"image": ((H, W, 3), np.uint8), "depth": ((H, W), np.float32), "depth_valid": ((H, W), np.bool_)}
+    given = dict(precomputed or {})
+    image = {} if IMAGE_LATENT in given else {"image": ((H, W, 3), np.uint8)}
+    return {**image, "depth": ((H, W), np.float32), "depth_valid": ((H, W), np.bool_), **given}
 
 
 class Examples:
@@ -49,7 +59,9 @@ class Examples:
       source: of the records.
       resolution: (H, W) that the model sees.
       crop: as in AugmentConfig.
-      tokenizer: its length is L. A caption that is too long is cut, and the first one logged.
+      tokenizer: its length is L. A caption that is too long is cut, and the first one logged. None where text_features
+        are precomputed.
+      precomputed: shapes and dtypes of the fields that records have from files, see mf_jax/data/precomputed.py.
       cache: keep every example in memory once it has been read, in each process that reads it.
     """
 
@@ -58,14 +70,16 @@ class Examples:
         source: Source,
         *,
         resolution: tuple[int, int],
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         crop: float = 1.0,
         cache: bool = False,
+        precomputed: Shapes | None = None,
     ):
         self.source = source
         self.resolution = resolution
         self.crop = crop
         self.tokenizer = tokenizer
+        self.precomputed = dict(precomputed or {})
         self._cache: dict[int, Example] | None = {} if cache else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,7 +94,8 @@ class Examples:
 
         Returns:
           image (H,W,3) uint8; depth (H,W) float32 metres, 0 where missing; depth_valid (H,W) bool; text_ids (L,) int32;
-          index () int64; skipped () int32. (H, W) differs between examples if there are crops.
+          index () int64; skipped () int32. (H, W) differs between examples if there are crops. Precomputed fields take
+          the place of image and of text_ids.
         """
         if self._cache is None:
             return self._read(index)
@@ -90,31 +105,39 @@ class Examples:
 
     def _read(self, index: int) -> Example:
         record = self.source[index]
-        image_HW3, depth_HW, valid_HW = record["image"], record["depth"], record["depth_valid"]
+        image_HW3: np.ndarray | None = record.get("image")  # None where there are latents instead
+        depth_HW, valid_HW = record["depth"], record["depth_valid"]
         if self.crop == 1.0:
             fit = functools.partial(center_crop_to_aspect, size=self.resolution)
-            image_HW3, depth_HW, valid_HW = fit(image_HW3), fit(depth_HW), fit(valid_HW)
+            image_HW3 = None if image_HW3 is None else fit(image_HW3)
+            depth_HW, valid_HW = fit(depth_HW), fit(valid_HW)
             size = self.resolution
         else:
             size = _working_size(valid_HW.shape, self.resolution, self.crop)
         image_HW3, depth_HW, valid_HW = _resized(image_HW3, depth_HW, valid_HW, size)
-        caption = self.tokenizer.fit(record["caption"])
+        return {
+            **({} if image_HW3 is None else {"image": np.ascontiguousarray(image_HW3)}),
+            "depth": np.where(valid_HW, depth_HW, np.float32(0)),
+            "depth_valid": np.ascontiguousarray(valid_HW),
+            **(self._text(record, self.tokenizer) if self.tokenizer else {}),
+            **fields_of(record, self.precomputed, record["key"]),
+            "index": np.array(index, np.int64),
+            "skipped": np.array(record["skipped"], np.int32),
+        }
+
+    @staticmethod
+    def _text(record: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
+        """The fields of a record's caption, which is cut if it is too long."""
+        caption = tokenizer.fit(record["caption"])
         if caption != record["caption"]:
             logging.log_first_n(
                 logging.WARNING,
                 "The caption of %s was cut to %s; further ones are cut without a message.",
                 1,
                 record["key"],
-                self.tokenizer.limit,
+                tokenizer.limit,
             )
-        return {
-            "image": np.ascontiguousarray(image_HW3),
-            "depth": np.where(valid_HW, depth_HW, np.float32(0)),
-            "depth_valid": np.ascontiguousarray(valid_HW),
-            **self.tokenizer.fields(caption),
-            "index": np.array(index, np.int64),
-            "skipped": np.array(record["skipped"], np.int32),
-        }
+        return tokenizer.fields(caption)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +164,8 @@ class View:
         Args:
           rng: generator of this position of the stream.
         """
-        image_HW3, depth_HW, valid_HW = example["image"], example["depth"], example["depth_valid"]
+        image_HW3: Any = example.get("image")  # None beside latents, which go without augmentation
+        depth_HW, valid_HW = example["depth"], example["depth_valid"]
         mirrored = self.augment.flip and rng.random() >= 0.5
         if self.augment.crop < 1.0:
             window = random_window(valid_HW.shape, self.resolution, self.augment.crop, rng)
@@ -155,7 +179,7 @@ class View:
         if self.augment.colour > 0.0:
             image_HW3 = jitter_colour(image_HW3, self.augment.colour, rng)
         seen = {"image": image_HW3, "depth": depth_HW, "depth_valid": valid_HW}
-        return example | {name: np.ascontiguousarray(array) for name, array in seen.items()}
+        return example | {name: np.ascontiguousarray(array) for name, array in seen.items() if array is not None}
 
 
 def _working_size(frame: tuple[int, int], resolution: tuple[int, int], crop: float) -> tuple[int, int]:
@@ -166,8 +190,9 @@ def _working_size(frame: tuple[int, int], resolution: tuple[int, int], crop: flo
 
 
 def _resized(
-    image_HW3: np.ndarray, depth_HW: np.ndarray, valid_HW: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    image_HW3: np.ndarray | None, depth_HW: np.ndarray, valid_HW: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     if valid_HW.shape == tuple(size):
         return image_HW3, depth_HW, valid_HW
-    return resize_image(image_HW3, size), *masked_nearest(depth_HW, valid_HW, size)
+    image_HW3 = None if image_HW3 is None else resize_image(image_HW3, size)
+    return image_HW3, *masked_nearest(depth_HW, valid_HW, size)

@@ -98,6 +98,9 @@ class Autoencoder:
     def reads(self) -> tuple[str, ...]:
         return ("image",)
 
+    def makes(self, resolution: tuple[int, int]) -> frozen.Shapes:
+        return {"image_latent": ((*self.codec.grid(resolution), self.codec.channels), jnp.float32)}
+
     @property
     def _sizes(self) -> AutoencoderConfig:
         return AutoencoderConfig() if self.published else self._files[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -75,6 +75,7 @@ class FlatDiTConfig(Compute):
       mlp_ratio: hidden width of the gated MLP, in widths.
     """
 
+    MASKS_TEXT: ClassVar[bool] = True  # no token attends to the padding of the text
     width: int = 256
     layers: int = 30
     heads: int = 0
@@ -125,6 +126,7 @@ class Flux2Config(Compute):
       guidance_embedding: the first modality's conditioning takes a guidance scale.
     """
 
+    MASKS_TEXT: ClassVar[bool] = False
     width: int = 4096
     heads: int = 32
     double_blocks: int = 8

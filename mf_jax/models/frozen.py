@@ -4,6 +4,9 @@ The autoencoder that turns images into latents is one, a text encoder another. A
 adds fields to it, which codecs and the model then read; so neither the training step nor a codec knows which networks
 there are. Their weights are an argument of the step, read from published files at the start of every run: they are no
 part of the train state or its checkpoints.
+
+A network whose fields come with the data (data.precomputed) is no part of training. The features of the empty prompt,
+which take the place of dropped captions, are made once, at the start of a run.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ import jax.numpy as jnp
 from mf_jax.parallel import sharding
 
 Batch = dict[str, jax.Array]
+Shapes = dict[str, tuple[tuple[int, ...], Any]]  # shape and dtype of fields of one example
+
+EMPTY_PROMPT = "empty prompt"  # beside the parameters of the networks: its text features (M, D)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,9 @@ class FrozenNetwork(Protocol):
     @property
     def reads(self) -> tuple[str, ...]:
         """The fields of a batch that `encode` needs; it is not called where one is missing."""
+
+    def makes(self, resolution: tuple[int, int]) -> Shapes:
+        """The fields that `encode` adds, for one example of (H, W)."""
 
     def abstract(self, mesh: jax.sharding.Mesh | None) -> Any:
         """Shapes, dtypes and shardings of what `load` returns; no weights are read.

@@ -122,11 +122,14 @@ def step_flops(model: JointModel, config: Recipe) -> int:
     return config.train.batch * example
 
 
-def hardware_flops(model: JointModel, config: Recipe) -> int:
+def hardware_flops(model: JointModel, config: Recipe, text_rows: float = 1.0) -> int:
     """FLOPs of the matrix products that the device computes in one training step of a resolved config.
 
     Those of `step_flops`, what `model.remat` computes again, and the forward passes of the frozen networks in
     `model.networks`: remove those whose results come with the batch from the model before.
+
+    Args:
+      text_rows: rows of the frozen text encoder per example; below 1 where captions share rows.
 
     Raises:
       ValueError: the sizes of a frozen network are not known.
@@ -134,7 +137,8 @@ def hardware_flops(model: JointModel, config: Recipe) -> int:
     again = _recomputed(model.backbone.remat, model.backbone.attention)
     backward = _backward(model, config.train.freeze)
     example = sum(part.flops for part, times in backward if times and part.kind in again)
-    example += sum(network.flops(model.resolution).encode for network in model.networks.values())
+    for name, network in model.networks.items():
+        example += round(network.flops(model.resolution).encode * (text_rows if name == "text" else 1.0))
     return step_flops(model, config) + config.train.batch * example
 
 

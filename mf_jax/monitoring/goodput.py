@@ -27,7 +27,7 @@ MEANING = {
     STARTUP: "the rest of starting, up to the first batch",
     LOST: "steps done again after a restart",
 }
-Span = tuple[str, float, float]  # a wait of the host: for what (DATA or CHECKPOINT), begin, end
+Span = tuple[str, float, float]  # a wait of the host: for what (DATA, CHECKPOINT or COMPILE), begin, end
 
 
 class Goodput:

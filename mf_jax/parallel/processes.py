@@ -1,4 +1,4 @@
-"""The process group of a run: failure detection, agreed stopping, broadcasts from process 0, and barriers.
+"""The process group of a run: failure detection, agreed stopping, broadcasts from process 0, maxima and barriers.
 
 Every process keeps one TCP connection to process 0 for as long as the run lasts, and a thread that listens to it. So
 
@@ -62,6 +62,7 @@ class ProcessGroup:
         self._sending = threading.Lock()
         self._broadcasts: queue.Queue[Any] = queue.Queue()
         self._arrived: queue.Queue[int] = queue.Queue()  # on process 0: indices of processes that reached `barrier`
+        self._offered: queue.Queue[list[int]] = queue.Queue()  # on process 0: what the others gave `maximum`
         self._finished: set[int] = set()  # processes whose end is not a failure
         self._ending = threading.Event()
         self._calls = 0  # of `should_stop`
@@ -103,6 +104,15 @@ class ProcessGroup:
         else:
             self._send({"barrier": True})
         self.broadcast(None)
+
+    def maximum(self, values: Sequence[int]) -> tuple[int, ...]:
+        """The largest of all processes of each value; all must call it, in the same order."""
+        if self.is_main:
+            offered = [values, *(self._offered.get() for _ in self._peers)]
+            values = [int(max(of_one)) for of_one in zip(*offered, strict=True)]
+        else:
+            self._send({"maximum": [int(value) for value in values]})
+        return tuple(self.broadcast(values))
 
     def should_stop(self, requests: Sequence[str]) -> bool:
         """Whether to stop after this step; every process must call it once per step, and gets True at the same call.
@@ -181,6 +191,8 @@ class ProcessGroup:
                     self._finished.add(index)
                 elif "barrier" in message:
                     self._arrived.put(index)
+                elif "maximum" in message:
+                    self._offered.put(message["maximum"])
                 elif "broadcast" in message:
                     self._broadcasts.put(message["broadcast"])
                 else:

@@ -218,7 +218,7 @@ def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
     Raises:
       ValueError: it cannot; names the next larger batch that can.
     """
-    parts = _parts(mesh, spec(("batch",))[0])
+    parts = batch_parts(mesh)
     if batch % (accumulate * parts):
         unit = accumulate * parts
         raise ValueError(
@@ -260,6 +260,11 @@ def per_device(
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays whose leading axis is the batch."""
     return NamedSharding(mesh, spec(("batch",)))
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """How many parts the devices split a batch into."""
+    return _parts(mesh, spec(("batch",))[0])
 
 
 def batch_rows(mesh: Mesh, batch: int) -> np.ndarray:

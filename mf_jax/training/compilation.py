@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from mf_jax.parallel import sharding
 from mf_jax.storage import atomic_file
 
 
@@ -66,6 +67,35 @@ def compile_with_options(lowered: jax.stages.Lowered, options: Mapping[str, Any]
                 f"--config.train.compiler_options.{unknown[1]}=None"
             ) from None
         raise
+
+
+class Programs:
+    """The executables of a jitted step, one for each shape that its batches have.
+
+    Args:
+      step_fn: as jax.jit returns it. mesh: that it is traced for.
+      dump: directory for the text of the first one, see `compile_for_run`; None writes none.
+      options: of XLA's compiler, see compiler_options.py.
+    """
+
+    def __init__(self, step_fn: Any, mesh: jax.sharding.Mesh, dump: pathlib.Path | None, options: Mapping[str, Any]):
+        self._step_fn = step_fn
+        self._mesh = mesh
+        self._dump = dump
+        self._options = options
+        self._compiled: dict[Hashable, jax.stages.Compiled] = {}
+
+    def __contains__(self, shape: Hashable) -> bool:
+        return shape in self._compiled
+
+    def __getitem__(self, shape: Hashable) -> jax.stages.Compiled:
+        return self._compiled[shape]
+
+    def compile(self, shape: Hashable, arguments: tuple[Any, ...]) -> None:
+        """Makes the executable for arguments of this shape."""
+        dump, self._dump = self._dump, None
+        with sharding.scope(self._mesh):
+            self._compiled[shape] = compile_for_run(self._step_fn, arguments, dump, self._options)
 
 
 def compile_for_run(

@@ -61,9 +61,8 @@ def _errors(
     masks: dict[str, Any],
 ) -> dict[str, jax.Array]:
     """Squared velocity errors summed over each example, (B,) by modality; DISTILL: the weighted one to the teacher."""
-    dropped = drawn["caption_u"] < objective.caption_dropout
-    text = {n: jnp.where(dropped[:, None], null, batch[n]) for n, null in model.null_text.items()}
-    batch = model.with_frozen_features(frozen_params, batch | text)
+    dropped_B = drawn["caption_u"] < objective.caption_dropout if objective.caption_dropout else None
+    batch = model.training_features(frozen_params, batch, dropped_B)
     clean = model.encode(batch)
     x, eps = {}, {}
     for i, (name, x0_BNC) in enumerate(clean.items()):
@@ -118,7 +117,8 @@ def loss_and_gradient(
 
     Args:
       accumulate: parts that the batch is computed in, one after the other; losses and gradients are those of the whole.
-      frozen_params: parameters of the frozen networks by name.
+      frozen_params: parameters of the frozen networks by name; and the features of the empty prompt as EMPTY_PROMPT
+        where the text encoder is frozen and captions are dropped.
       params, untrained: the model's; the gradient is that of params.
       teacher: parameters of the model that training started from, as `params`; only self-distillation reads them.
 
@@ -129,9 +129,9 @@ def loss_and_gradient(
       statistics: {"sum"|"count": {modality: (R, S)}} by mode and noise bin; {"missing": {modality: examples in which
         nothing of it was measured}}.
     """
-    batch_size = batch["text_ids"].shape[0]
-    drawn = _draw(model, seed, step, batch_size)
     valid = model.valid(batch)
+    batch_size = next(iter(valid.values())).shape[0]
+    drawn = _draw(model, seed, step, batch_size)
     supervised = {name: loss.loss_mask(valid[name], drawn["t"][name]) for name in model.modalities}
     masks = {"valid": valid, "supervised": supervised}
     counts = {name: jnp.sum(mask, axis=(1, 2)).astype(jnp.float32) for name, mask in supervised.items()}

@@ -1,5 +1,6 @@
 """The verb `compile`: for the CPU at hand, and for TPUs that are not there, where libtpu is installed."""
 
+import dataclasses
 import importlib.util
 import math
 import re
@@ -17,7 +18,9 @@ from mf_jax.data.config import DataConfig
 from mf_jax.data.tokenizer import ByteTokenizer
 from mf_jax.data.transforms import Examples, example_shapes
 from mf_jax.modalities.flux2_latent import Autoencoder, Codec
+from mf_jax.models.frozen import EMPTY_PROMPT
 from mf_jax.models.text.encoders import UMT5Text
+from mf_jax.monitoring import flops
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 SHARDED = ("mesh.data=1", "mesh.fsdp=-1")
@@ -95,8 +98,55 @@ def test_published_sizes_of_frozen_networks():
     assert {leaf.dtype for leaf in jax.tree.leaves(networks["text"])} == {jax.numpy.dtype("bfloat16")}
     assert size(networks["image"]) == pytest.approx(84e6, rel=0.01)
     assert step.argument_bytes(job)["text encoder"] == pytest.approx(2 * size(networks["text"]) / 16, rel=1e-3)
-    assert len(job.assumed) == 2
-    assert batch["text_ids"].shape == (2560, 256) and batch["text_mask"].shape == (2560, 256)
+    assert len(job.assumed) == 4
+    assert networks[EMPTY_PROMPT].shape == (1, 4096) and "an empty prompt of 1 token" in job.assumed[2]
+    assert job.assumed[3].startswith("45 rows of 256 tokens for every 160 captions, of 60 tokens on average")
+    assert batch["text_ids"].shape == batch["text_segments"].shape == (16 * 45, 256)
+    assert batch["text_mask"].shape == (2560, 256) and batch["text_at"].shape == (2560,)
+    assert job.text_rows == 45 / 160
+
+
+@needs_libtpu
+def test_the_step_with_packed_captions(make_frozen_config, tmp_path, capsys):
+    """Compiled for four chips, in two parts; what is assumed of rows and lengths is said, and its FLOPs are counted."""
+    raw = make_frozen_config("nowhere")
+    raw["modalities"]["image"] = dict(
+        kind="image", position=0, patch=8, prediction="x", noise=dict(kind="logit_normal")
+    )
+    raw["text"] |= dict(lengths=(16,), expected_tokens=6)
+    raw["train"] |= dict(batch=256, accumulate=2)
+    path = tmp_path / "packed.py"
+    path.write_text(f"def get_config():\n    return {raw!r}\n")
+    assert main(["compile", f"--config={path}", "--topology=v5e:2x2"]) == 0
+    out = capsys.readouterr().out
+    assert "assumed: 11 rows of 24 tokens for every 32 captions, of 6 tokens on average (text.expected_tokens)" in out
+    assert "assumed: text of 24 tokens in the transformer, the longest of text.lengths" in out
+    assert "text encoder" in out and "empty prompt" in out
+    job = step.make_job(resolve(raw), topology.devices("v5e:2x2"))
+    row = job.model.networks["text"].flops((16, 16)).encode
+    alone = flops.hardware_flops(dataclasses.replace(job.model, networks={}), job.config)
+    found = float(re.search(r"frozen networks, per device (\S+)", out).group(1))
+    assert found == pytest.approx((alone + 256 * row * 11 / 32) / 4, rel=1e-3)
+
+
+def test_precomputed_fields_need_no_network():
+    """No parameters of an encoder, the fields in the batch, nothing of them assumed; and no file is at hand."""
+    fields = ("image_latent", "text_features")
+    changes = (f"data.precomputed={fields}", "data.augment.flip=False", "train.batch=8", "model.layers=1")
+    job = step.make_job(load("configs/mofo_370m.py", changes), jax.devices("cpu")[:1])
+    _, networks, batch, _ = job.arguments
+    assert set(networks) == {EMPTY_PROMPT} and set(job.model.networks) == set()
+    assert job.assumed == ("an empty prompt of 1 token, as its files are not at hand",)
+    got = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
+    assert got == {
+        "depth": ((8, 256, 256), "float32"),
+        "depth_valid": ((8, 256, 256), "bool"),
+        "image_latent": ((8, 16, 16, 128), "float32"),
+        "text_features": ((8, 256, 4096), "float32"),
+        "text_mask": ((8, 256), "bool"),
+    }
+    one = step.make_job(load("configs/mofo_370m.py", [*changes, "data.precomputed=('image_latent',)"]), jax.devices())
+    assert set(one.arguments[1]) == {"text", EMPTY_PROMPT} and "image" not in one.arguments[2]
 
 
 def test_files_that_are_there_are_not_assumed(tmp_path):

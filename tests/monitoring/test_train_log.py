@@ -145,6 +145,42 @@ def test_speed_and_mfu_are_of_the_same_seconds(make_log, tiny_config, tmp_path, 
     assert recomputing > 1 and entry["hfu"] / entry["mfu"] == pytest.approx(recomputing)
 
 
+def test_a_step_counts_the_text_that_it_had(make_frozen_config, tmp_path, clock, monkeypatch):
+    """A step with half the text in the transformer and a quarter of the encoder's rows, then one with all of both."""
+    monkeypatch.setattr(chips, "peak_flops", lambda: 3e9)
+    config = configs.resolve(make_frozen_config(tmp_path), ["train.log_every=2"])
+    model = build_model(config)
+    log = Log(tmp_path, model, config, 0, Goodput(tmp_path / "goodput.json", clock.now), True, clock)
+    for step, text in enumerate([(12, 0.25), (24, 1.0)], 1):
+        clock.now += 1
+        log.started(step, step_metrics(), *text)
+    log.read()
+    log.close()
+    (entry,) = entries(tmp_path)
+    short, whole = (flops.step_flops(one, config) for one in (model.with_text_tokens(12), model))
+    assert short < whole
+    assert entry["tflops_per_second"] * entry["seconds"] == pytest.approx((short + whole) / 1e12)
+    image, row = (config.train.batch * model.networks[name].flops((16, 16)).encode for name in ("image", "text"))
+    everything = short + whole + 2 * image + 1.25 * row
+    assert entry["hfu"] * 3e9 * entry["seconds"] == pytest.approx(everything, rel=1e-9)
+
+
+def test_compiling_another_shape_is_no_step(make_log, tmp_path, clock):
+    """What the host compiles after the previous step has ended; what it does before that delays nothing."""
+    log = make_log()
+    clock.now += 2
+    log.started(1, step_metrics())
+    log.read()
+    with log.waiting(COMPILE):
+        clock.now += 5
+    clock.now += 1
+    log.started(2, step_metrics())
+    log.read()
+    log.close()
+    saved = json.loads((tmp_path / "goodput.json").read_text())["seconds"]
+    assert saved["compile"] == 8 + 5 and saved["step"] == 3
+
+
 def test_a_slow_step_is_logged_once(make_log, clock, monkeypatch):
     logged = []
     monkeypatch.setattr(train_log.logging, "warning", lambda form, *values: logged.append(form % values))

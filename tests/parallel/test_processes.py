@@ -148,3 +148,21 @@ def test_who_has_finished_may_go_and_nobody_else(groups, monkeypatch, finished):
         assert ends == []
     else:
         assert [end[:2] for end in ends] == [(0, 1)] and "process 1 on host1 has died" in ends[0][2]
+
+
+def test_all_processes_get_the_largest_of_each_number(groups):
+    """Step by step, whoever is slow; words of process 0 in between stay in order."""
+    draw = random.Random(1)
+    given = [[[draw.randrange(100), draw.randrange(100)] for _ in range(20)] for _ in range(3)]
+
+    def agree(group):
+        found = []
+        for step in range(20):
+            time.sleep(random.random() / 300)
+            found.append(group.maximum(given[group.process][step]))
+            assert group.broadcast(step if group.is_main else None) == step
+        return found
+
+    expected = [tuple(max(of_one[step][i] for of_one in given) for i in range(2)) for step in range(20)]
+    assert in_threads([lambda group=group: agree(group) for group in groups(3)]) == [expected] * 3
+    assert ProcessGroup().maximum([3, 1]) == (3, 1)

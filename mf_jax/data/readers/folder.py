@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mf_jax.configurable import check_at_least, nearest
+from mf_jax.data import precomputed
 from mf_jax.data.images import UnreadableFile, read_depth, read_image, read_mask
 
 
@@ -46,6 +47,8 @@ class FolderConfig:
         numbers or a 3x3 camera matrix.
       captions: a pattern of text files, a .json file below `root` ({key or image path: caption}), or one
         caption for all. A frame without a caption has "".
+      image_latent, text_features: patterns of files for data.precomputed, see mf_jax/data/precomputed.py. With
+        latents the images are not read: `image` only names the frames, and may be the pattern of the latents itself.
       max_unreadable: how many broken files to pass over (see FolderSource) before giving up.
     """
 
@@ -60,6 +63,8 @@ class FolderConfig:
     npz_key: str | None = None
     intrinsics: str | tuple[float, ...] | None = None
     captions: str = ""
+    image_latent: str | None = None
+    text_features: str | None = None
     max_unreadable: int = 10
 
     def __post_init__(self) -> None:
@@ -75,9 +80,20 @@ class FolderConfig:
         """The frames of a split, at their own size."""
         return FolderSource(self, split)
 
+    def open_precomputed(self, split: str, resolution: tuple[int, int], fields: tuple[str, ...]) -> FolderSource:
+        """The frames of a split with precomputed fields; depth that is not given is missing at `resolution`."""
+        for name in fields:
+            if getattr(self, name) is None:
+                raise ValueError(f"data.precomputed names {name!r}; set data.source.{name}, the pattern of its files")
+        return FolderSource(self, split, fields, resolution)
+
 
 class FolderSource:
     """Records of one split of a folder of RGB-D frames.
+
+    Args:
+      fields: precomputed ones that records have; image_latent takes the place of image.
+      resolution: (H, W) of the missing depth of records that have neither image nor depth.
 
     Raises:
       ValueError: at construction for a folder that does not exist, a pattern without exactly one `*` or without
@@ -85,7 +101,13 @@ class FolderSource:
         read. On reading a record for depth of another size than the image, for a depth file that is not 16 bit.
     """
 
-    def __init__(self, config: FolderConfig, split: str):
+    def __init__(
+        self,
+        config: FolderConfig,
+        split: str,
+        fields: tuple[str, ...] = (),
+        resolution: tuple[int, int] | None = None,
+    ):
         self._root = Path(config.root)
         root = str(config.root)
         if not self._root.is_dir():
@@ -94,6 +116,8 @@ class FolderSource:
         self._images = images
         self._depths = self._beside_images("depth", config.depth)
         self._masks = self._beside_images("mask", config.mask)
+        self._precomputed = {name: self._beside_images(name, getattr(config, name)) for name in fields}
+        self._missing_size = resolution
         frames = sorted(images, key=_natural)
         self._frames = frames[_split_slice(split, config.splits)]
         if not self._frames:
@@ -140,24 +164,30 @@ class FolderSource:
 
     def _read(self, index: int) -> dict[str, Any]:
         frame = self._frames[index]
-        image_HW3 = read_image(self._images[frame], upright=self._upright)
-        size = image_HW3.shape[:2]
-        values_HW = (
-            read_depth(self._depths[frame], self._config.npz_key) if self._depths else np.zeros(size, np.float32)
-        )
+        fields = {name: precomputed.read(files[frame], name) for name, files in self._precomputed.items()}
+        size, sized = self._missing_size, "data.resolution"
+        if precomputed.IMAGE_LATENT not in fields:
+            fields["image"] = read_image(self._images[frame], upright=self._upright)
+            size, sized = fields["image"].shape[:2], f"its image {self._images[frame]}"
+        if self._depths:
+            values_HW = read_depth(self._depths[frame], self._config.npz_key)
+            if "image" not in fields:
+                size, sized = values_HW.shape, f"its depth {self._depths[frame]}"
+        else:
+            values_HW = np.zeros(size or (), np.float32)
         mask_HW = read_mask(self._masks[frame]) if self._masks else np.ones(values_HW.shape, bool)
         for path, array in ((self._depths.get(frame), values_HW), (self._masks.get(frame), mask_HW)):
-            if array.shape != image_HW3.shape[:2]:
+            if size is not None and array.shape != size:
                 raise ValueError(
-                    f"{path} is {array.shape[1]}x{array.shape[0]}, its image {self._images[frame]} is "
-                    f"{image_HW3.shape[1]}x{image_HW3.shape[0]}: they must be registered, pixel on pixel"
+                    f"{path} is {array.shape[1]}x{array.shape[0]}, {sized} is {size[1]}x{size[0]}: they must be "
+                    "registered, pixel on pixel"
                 )
         depth_HW = values_HW.astype(np.float32) * np.float32(self._config.depth_scale or 1.0)
         valid_HW = mask_HW & np.isfinite(depth_HW) & (depth_HW > 0) & ~np.isin(values_HW, self._config.invalid)
         if self._config.max_depth is not None:
             valid_HW &= depth_HW <= self._config.max_depth
         return {
-            "image": image_HW3,
+            **fields,
             "depth": np.where(valid_HW, depth_HW, np.float32(0)),
             "depth_valid": valid_HW,
             "caption": self._captions.get(frame, ""),

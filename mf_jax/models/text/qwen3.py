@@ -20,6 +20,7 @@ import numpy as np
 from mf_jax.models.attention import HIDDEN, attention
 from mf_jax.models.layers import Dense, RMSNorm, rotary_table, with_axes
 from mf_jax.models.text.config_json import ABSENT, read_config, require, sizes
+from mf_jax.models.text.packed import visible
 
 _SIZES = (
     "vocab_size",
@@ -115,9 +116,9 @@ def rotate_halves(x_BLHE: jax.Array, table: tuple[np.ndarray, np.ndarray]) -> ja
 
 
 def causal_bias(mask_BL: jax.Array) -> jax.Array:
-    """Bias of the logits, float32 (B, 1, L, L): a query, padding included, sees the real tokens up to itself."""
+    """Bias of the logits, float32 (B, 1, L, L): a query sees those tokens up to itself that packed.visible says."""
     L = mask_BL.shape[1]
-    seen_BLL = jnp.tril(jnp.ones((L, L), bool)) & mask_BL.astype(bool)[:, None, :]
+    seen_BLL = jnp.tril(jnp.ones((L, L), bool)) & visible(mask_BL)
     return jnp.where(seen_BLL, 0.0, HIDDEN)[:, None]
 
 
@@ -184,7 +185,8 @@ class Qwen3(nn.Module):
 
         Args:
           ids_BL: integer tokens, padded on the right.
-          mask_BL: true (or 1) where a token is real. The states of padding are computed, and returned, like others.
+          mask_BL: true (or 1) where a token is real; of several captions in a row, their numbers (packed.visible).
+            The states of padding are computed, and returned, like others.
         """
         c = self.config
         B, L = ids_BL.shape

@@ -19,6 +19,7 @@ import numpy as np
 from mf_jax.models.attention import HIDDEN, attention
 from mf_jax.models.layers import Dense, RMSNorm, with_axes
 from mf_jax.models.text.config_json import ABSENT, read_config, require, sizes
+from mf_jax.models.text.packed import visible
 
 _ACCEPTED = {
     "model_type": ("umt5",),
@@ -98,13 +99,13 @@ def position_buckets(positions: np.ndarray, buckets: int, max_distance: int) -> 
 
 
 class Layer(nn.Module):
-    """One scanned layer. hidden_B11L is the bias of the logits that hides padding from all queries."""
+    """One scanned layer. hidden_B1LL is the bias of the logits that hides padding and other captions."""
 
     config: UMT5Config
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BLW: jax.Array, hidden_B11L: jax.Array, buckets_LL: np.ndarray) -> tuple[jax.Array, None]:
+    def __call__(self, x_BLW: jax.Array, hidden_B1LL: jax.Array, buckets_LL: np.ndarray) -> tuple[jax.Array, None]:
         c = self.config
         B, L, W = x_BLW.shape
         h = RMSNorm("norm", self.dtype, name="attention_norm")(x_BLW)
@@ -119,7 +120,7 @@ class Layer(nn.Module):
             jnp.float32,
         )
         bias_HLL = bias.astype(jnp.float32)[buckets_LL].transpose(2, 0, 1)
-        mixed = attention(q, k, v, bias=bias_HLL[None] + hidden_B11L, scale=1.0)
+        mixed = attention(q, k, v, bias=bias_HLL[None] + hidden_B1LL, scale=1.0)
         x_BLW = x_BLW + Dense(W, ("heads", "embed"), self.dtype, name="o")(mixed.reshape(B, L, -1))
 
         h = RMSNorm("norm", self.dtype, name="mlp_norm")(x_BLW)
@@ -146,10 +147,10 @@ class UMT5Encoder(nn.Module):
 
         Args:
           ids_BL: integer tokens.
-          mask_BL: true (or 1) where a token is real.
+          mask_BL: true (or 1) where a token is real; of several captions in a row, their numbers (packed.visible).
         """
         c = self.config
-        mask_BL = mask_BL.astype(bool)
+        hidden_B1LL = jnp.where(visible(mask_BL), 0.0, HIDDEN)[:, None]
         embedding = self.param(
             "embedding",
             with_axes(nn.initializers.normal(1.0), ("vocabulary", "embed")),
@@ -173,5 +174,5 @@ class UMT5Encoder(nn.Module):
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, self.dtype, name="layers")
-        x_BLW, _ = stack(x_BLW, jnp.where(mask_BL, 0.0, HIDDEN)[:, None, None, :], buckets_LL)
-        return jnp.where(mask_BL[..., None], RMSNorm("norm", self.dtype, name="final_norm")(x_BLW), 0)
+        x_BLW, _ = stack(x_BLW, hidden_B1LL, buckets_LL)
+        return jnp.where(mask_BL[..., None] > 0, RMSNorm("norm", self.dtype, name="final_norm")(x_BLW), 0)
