@@ -107,7 +107,10 @@ class JointModel:
         if self.backbone.dtype == jnp.float32:
             return params
         grids, (M, D) = self.grids, (self.text.tokens, self.text.channels)
-        x = {name: jnp.zeros((1, grid[0] * grid[1], self.modalities[name].codec.channels)) for name, grid in grids.items()}
+        x = {
+            name: jnp.zeros((1, grid[0] * grid[1], self.modalities[name].codec.channels))
+            for name, grid in grids.items()
+        }
         fields = {"text_mask": jnp.ones((1, M), bool)}
         if self.text_encoder is None:
             fields["text_features"] = jnp.zeros((1, M, D))

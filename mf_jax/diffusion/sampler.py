@@ -24,7 +24,7 @@ Predict = Callable[[Tokens, Tokens, Any], Tokens]  # (x_t, t_B, text condition) 
 def euler(
     predict: Predict,
     noise: Tokens,
-    schedules: Mapping[str, np.ndarray],
+    schedules: Mapping[str, np.ndarray | jax.Array],
     prediction: Mapping[str, str],
     conditions: Mapping[str, tuple[jax.Array, jax.Array]],
     text: Any,
@@ -41,10 +41,10 @@ def euler(
       prediction: "x" or "v" by modality.
       conditions: {modality: (clean tokens x_BNC, valid_BNC)}; all others are targets.
       text, null_text: conditional and unconditional text input, trees of arrays with leading axis B.
-      guidance: scale by modality, applied to the raw outputs: null + scale * (conditional - null); 1 where there is none.
-        Numbers that are 1 for all targets cost one forward pass per step, anything else (an array's value is not
-        looked at) two, as one of twice the batch: row 2 i is example i with its text, row 2 i + 1 with the null text,
-        so that on a mesh no example leaves its device.
+      guidance: scale by modality, applied to the raw outputs: null + scale * (conditional - null); 1 where there is
+        none. The number 1 for all targets costs one forward pass per step. Anything else (an array's value is not
+        looked at) costs two, as one of twice the batch: row 2 i is example i with its text, row 2 i + 1 with the null
+        text, so that on a mesh no example leaves its device.
       t_floor: floor under t when a clean prediction is turned into a velocity.
 
     Returns:

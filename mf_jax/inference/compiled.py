@@ -65,8 +65,14 @@ class CompiledSampler:
         """The size of the batch that `count` examples are padded to."""
         return -(-count // self._parts) * self._parts
 
+    def rows(self, count: int) -> np.ndarray:
+        """Indices of the examples of a batch that this process's devices hold: of conditions it reads no others."""
+        with self._scope():
+            rows = sharding.batch_rows(self.mesh, self.padded(count))
+        return rows[rows < count]
+
     def processes(self, count: int) -> np.ndarray:
-        """The process whose devices hold each example of a batch, int (count,)."""
+        """For each example of a batch the process that holds it, int (count,); the first where several do."""
         with self._scope():
             return inference_mesh.row_processes(self.mesh, self.padded(count))[:count]
 
@@ -80,10 +86,7 @@ class CompiledSampler:
             return self._features(self.params, self.frozen_params, given)
 
     def conditions(self, fields: Mapping[str, Mapping[str, np.ndarray]], count: int) -> Conditions:
-        """The conditions of `count` examples, from batch fields by modality with a leading axis of count or 1.
-
-        A process reads the rows that it holds and no others.
-        """
+        """The conditions of `count` examples, from batch fields by modality with a leading axis of count or 1."""
         with self._scope():
             placed = {name: {key: self._put(v, count) for key, v in of_one.items()} for name, of_one in fields.items()}
             return self._tokens(self.frozen_params, placed)
@@ -114,10 +117,6 @@ class CompiledSampler:
         with self._scope():
             decoded = self._decode(self.frozen_params, tokens)
             return {name: _gathered(value)[:count] for name, value in decoded.items()}
-
-    def programs(self) -> int:
-        """How many samplers have been compiled."""
-        return self._run._cache_size()
 
     def _put(self, value: np.ndarray, count: int) -> jax.Array:
         return inference_mesh.put_rows(value, self.padded(count), self.mesh)

@@ -78,8 +78,8 @@ class Pipeline:
             first, replaces all others.
           conditions: by modality, for one example or for each, stretched to the model's resolution; see `condition` of
             its codec. image: uint8 (H, W, 3) or (B, H, W, 3). depth: float (H, W) or (B, H, W), any unit; 0, NaN, inf
-            are missing and become noise. Each of several processes reads only the examples that it holds
-            (`self.compiled.processes`).
+            are missing and become noise. Each of several processes reads only the rows that it holds
+            (`CompiledSampler.rows`).
 
         Returns:
           By modality, at the model's resolution: image uint8 (B, H, W, 3), depth float32 (B, H, W). Depth is relative

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, Var
+from jax.extend.core import Jaxpr
 
 
 def read_dtypes(function: Callable[..., Any], params: Any, *arguments: Any) -> Any:
@@ -34,9 +34,10 @@ def read_dtypes(function: Callable[..., Any], params: Any, *arguments: Any) -> A
     return jax.tree.unflatten(tree, held)
 
 
-def _read_as(program: Jaxpr, variable: Var) -> set[jnp.dtype]:
+def _read_as(program: Jaxpr, variable: Any) -> set[jnp.dtype]:
     """The dtypes that a program's operations convert a variable to; its own where one uses it as it is."""
-    found = {jnp.dtype(variable.aval.dtype)} if variable in program.outvars else set()
+    own = jnp.dtype(variable.aval.dtype)
+    found = {own} if any(output is variable for output in program.outvars) else set()
     for equation in program.eqns:
         for position, operand in enumerate(equation.invars):
             if operand is not variable:
@@ -46,7 +47,7 @@ def _read_as(program: Jaxpr, variable: Var) -> set[jnp.dtype]:
             elif (inner := _body(equation)) is not None:
                 found |= _read_as(inner, inner.invars[position])
             else:
-                found.add(jnp.dtype(variable.aval.dtype))
+                found.add(own)
     return found
 
 

@@ -69,7 +69,8 @@ def batch_parts(mesh: Mesh) -> int:
 def row_processes(mesh: Mesh, batch: int) -> np.ndarray:
     """The process that holds each example of a batch, int (B,); the first of them where several do."""
     found = np.full(batch, jax.process_count())
-    for device, (cut, *_) in sharding.batch_sharding(mesh).devices_indices_map((batch,)).items():
+    held: Any = sharding.batch_sharding(mesh).devices_indices_map((batch,))
+    for device, (cut,) in held.items():
         found[cut] = np.minimum(found[cut], device.process_index)
     return found
 
@@ -80,7 +81,7 @@ def put_rows(value: np.ndarray, batch: int, mesh: Mesh) -> jax.Array:
     Every process gives `value` in full length, and only the rows that its devices hold are read.
     """
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         return value[np.minimum(np.arange(batch)[index[0]], len(value) - 1)]
 
     return jax.make_array_from_callback((batch, *value.shape[1:]), sharding.batch_sharding(mesh), part)

@@ -74,7 +74,9 @@ def test_a_parameter_that_is_read_in_two_ways_or_handed_on_keeps_its_dtype():
         inside = jax.jit(lambda a, b: a + b.astype(jnp.bfloat16))(half["scanned"], p["nested"])
         both = half["both"] * jnp.sum(p["both"])
         _, rows = jax.lax.scan(lambda c, row: (c, row.astype(jnp.bfloat16) * 2), 0, p["scanned"])
-        branch = jax.lax.cond(x > 0, lambda v: v.astype(jnp.bfloat16), lambda v: 2 * v.astype(jnp.bfloat16), p["branch"])
+        branch = jax.lax.cond(
+            x > 0, lambda v: v.astype(jnp.bfloat16), lambda v: 2 * v.astype(jnp.bfloat16), p["branch"]
+        )
         return inside, both, rows, branch, p["returned"], half["returned"]
 
     names = ("scanned", "nested", "both", "branch", "returned", "unread")
