@@ -25,8 +25,28 @@ from mf_jax.diffusion.sampler import euler
 from mf_jax.joint_model import JointModel, Params, Tokens
 from mf_jax.modalities.base import Batch
 from mf_jax.parallel import inference_mesh, sharding
+from mf_jax.parallel.processes import ProcessGroup
 
 Conditions = dict[str, tuple[jax.Array, Any]]  # by modality: clean tokens (B, N, C), and which entries were measured
+
+
+class Program:
+    """A jitted function whose processes wait for each other when they have compiled it.
+
+    Compiling takes one of them longer than another, and collectives have short timeouts.
+    """
+
+    def __init__(self, jitted: Any, group: ProcessGroup):
+        self._jitted, self._group = jitted, group
+        self._compiled: dict[Any, jax.stages.Compiled] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arguments)
+        key = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        if key not in self._compiled:
+            self._compiled[key] = self._jitted.lower(*arguments).compile()
+            self._group.barrier()
+        return self._compiled[key](*arguments)
 
 
 class CompiledSampler:
@@ -35,6 +55,7 @@ class CompiledSampler:
     Args:
       params, frozen_params: of the model and of its frozen networks by name, on the mesh.
       rules: MeshConfig.rules of the mesh. t_floor: as of `euler`.
+      group: the processes of the mesh.
     """
 
     def __init__(
@@ -45,16 +66,17 @@ class CompiledSampler:
         mesh: jax.sharding.Mesh,
         rules: Mapping[str, Any],
         t_floor: float,
+        group: ProcessGroup,
     ):
         self.model, self.params, self.frozen_params, self.mesh = model, params, frozen_params, mesh
-        self._rules, self._t_floor = rules, t_floor
+        self._rules, self._t_floor, self._group = rules, t_floor, group
         with self._scope():
             self._split = sharding.batch_sharding(mesh)
             self._parts = inference_mesh.batch_parts(mesh)
-        self._features = jax.jit(self._text_features)
-        self._tokens = jax.jit(self._condition_tokens, out_shardings=self._split)
-        self._run = jax.jit(self._sampled, out_shardings=self._split)
-        self._decode = jax.jit(model.decode, out_shardings=self._split)
+        self._features = Program(jax.jit(self._text_features), group)
+        self._tokens = Program(jax.jit(self._condition_tokens, out_shardings=self._split), group)
+        self._run = Program(jax.jit(self._sampled, out_shardings=self._split), group)
+        self._decode = Program(jax.jit(model.decode, out_shardings=self._split), group)
 
     @contextlib.contextmanager
     def _scope(self) -> Iterator[None]:
@@ -115,7 +137,8 @@ class CompiledSampler:
     def decode(self, tokens: Tokens, count: int) -> dict[str, np.ndarray]:
         """The modalities' own arrays (count, ...), in every process."""
         with self._scope():
-            decoded = self._decode(self.frozen_params, tokens)
+            decoded = jax.block_until_ready(self._decode(self.frozen_params, tokens))
+            self._group.barrier()  # a process waits for another's collective for half a minute only
             return {name: _gathered(value)[:count] for name, value in decoded.items()}
 
     def _put(self, value: np.ndarray, count: int) -> jax.Array:

@@ -199,11 +199,11 @@ def load(
       ValueError: no checkpoint there, a damaged one, one that does not fit its own config, weights that are not finite.
     """
     group = group or ProcessGroup()
-    if not group.is_main:  # a run that is training may save another one at any moment
-        step = group.broadcast(None)
     saved = SavedModel(directory, step, overrides, trust_code)
-    if group.is_main:
-        group.broadcast(saved.step)
+    if (of_main := group.broadcast(saved.step)) != saved.step:  # a run is just saving another one
+        raise ValueError(
+            f"process 0 finds step {of_main} in {directory}, this one {saved.step}; choose one with --step"
+        )
     networks, rules = saved.model.networks, saved.config.mesh.rules
 
     def bytes_on(mesh: jax.sharding.Mesh) -> int:
@@ -215,4 +215,5 @@ def load(
         params, frozen_params = saved.params(weights, mesh, as_read=True), frozen.load(networks, mesh)
     saved.close()
     floor = saved.config.objective.t_floor
-    return Pipeline(saved.config, CompiledSampler(saved.model, params, frozen_params, mesh, rules, floor), saved.step)
+    compiled = CompiledSampler(saved.model, params, frozen_params, mesh, rules, floor, group)
+    return Pipeline(saved.config, compiled, saved.step)

@@ -18,6 +18,7 @@ from mf_jax.inference.compiled import CompiledSampler
 from mf_jax.inference.pipeline import Pipeline, _noise_keys
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.parallel import inference_mesh, sharding
+from mf_jax.parallel.processes import ProcessGroup
 from mf_jax.parallel.sharding import MeshConfig, make_mesh
 
 MESHES = {"data": dict(data=8), "fsdp": dict(data=1, fsdp=8), "both": dict(data=2, fsdp=4)}
@@ -41,7 +42,9 @@ def pipeline_on(config, randomised):
 
     def make(mesh):
         placed = jax.device_put(params, sharding.shardings(boxed, mesh))
-        return Pipeline(config, CompiledSampler(model, placed, {}, mesh, {}, config.objective.t_floor), 0)
+        return Pipeline(
+            config, CompiledSampler(model, placed, {}, mesh, {}, config.objective.t_floor, ProcessGroup()), 0
+        )
 
     return make
 
@@ -65,7 +68,7 @@ def test_noise_is_bitwise_that_of_seed_and_example(config, sizes, seeds):
     model = build_model(config)
     model = Identity(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
     mesh = one_device() if sizes is None else make_mesh(MeshConfig(**sizes))
-    compiled = CompiledSampler(model, {"text": {}}, {}, mesh, {}, 0.05)
+    compiled = CompiledSampler(model, {"text": {}}, {}, mesh, {}, 0.05, ProcessGroup())
     text = {"text_features": np.zeros((1, 12, 32), np.float32)}
     tokens = compiled.sample(_noise_keys(seeds, 5), schedules(tuple(model.modalities), 1, {}), {}, text, None, {})
     for i, (name, grid) in enumerate(model.grids.items()):

@@ -148,3 +148,17 @@ def test_who_has_finished_may_go_and_nobody_else(groups, monkeypatch, finished):
         assert ends == []
     else:
         assert [end[:2] for end in ends] == [(0, 1)] and "process 1 on host1 has died" in ends[0][2]
+
+
+def test_values_of_all_arrive_at_process_0_in_order(groups):
+    """Twice in a row, whoever is slow; nobody else waits."""
+    together = groups(3)
+
+    def told(group):
+        time.sleep(0.2 * (2 - group.process))
+        return [group.gather({"of": group.process, "round": i, "third": 1 / 3}) for i in range(2)]
+
+    results = in_threads([lambda g=group: told(g) for group in together])
+    assert results[0] == [[{"of": p, "round": i, "third": 1 / 3} for p in range(3)] for i in range(2)]
+    assert results[1] == results[2] == [[], []]
+    assert ProcessGroup().gather(5) == [5]
