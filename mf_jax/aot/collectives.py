@@ -68,12 +68,14 @@ def collectives(module: Module, slices: Sequence[int] = ()) -> Collectives:
     Args:
       slices: by position in the program's device assignment, the slice (or node) that the device belongs to.
     """
-    counter = _Counter(module, slices)
-    return Collectives(tuple(counter.walk(module.entry, 1, False)), counter.unknown_loops)
+    finder = Finder(module, slices)
+    return Collectives(tuple(finder.walk(module.entry, 1, False)), finder.unknown_loops)
 
 
-class _Counter:
-    def __init__(self, module: Module, slices: Sequence[int]):
+class Finder:
+    """Finds the collectives in a module; arguments as of `collectives`."""
+
+    def __init__(self, module: Module, slices: Sequence[int] = ()):
         self.module = module
         self.computations = module.computations
         self.slices = slices
@@ -83,24 +85,30 @@ class _Counter:
         """The collectives of a computation that runs `times` per step; wrapped: it is inside an async-start."""
         computation = self.computations[name]
         for instruction in computation.instructions.values():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in KINDS:
-                is_async = wrapped or (kind != instruction.opcode and '"is_sync":true' not in instruction.text)
-                yield self._one(computation, instruction, kind, times, in_loop, is_async)
-            elif instruction.opcode == "send" and (found := _SLICES.search(instruction.text)):
-                yield self._between_slices(computation, instruction, found[1], times, in_loop)
-            elif instruction.opcode == "while":
+            if instruction.opcode == "while":
                 rounds = hlo.rounds(self.module, computation, instruction)
                 inner = list(self.walk(hlo.called(instruction, "body"), times * (rounds or 1), True))
                 self.unknown_loops += bool(inner) and rounds is None
                 yield from inner
-            elif instruction.opcode == "fusion":
-                yield from self._fusion(instruction, times, in_loop)
-            elif instruction.opcode in ("call", "conditional", "call-start", "async-start"):
+            elif instruction.opcode in hlo.CALLS:
                 for called in instruction.called:
                     yield from self.walk(called, times, in_loop, wrapped or instruction.opcode.endswith("-start"))
+            else:
+                for one in self.of(computation, instruction, wrapped):
+                    yield dataclasses.replace(one, count=times, in_loop=in_loop)
 
-    def _fusion(self, instruction: Instruction, times: int, in_loop: bool) -> Iterator[Collective]:
+    def of(self, computation: Computation, instruction: Instruction, wrapped: bool = False) -> Iterator[Collective]:
+        """The collectives that one instruction does or starts, once; not those of computations that it calls."""
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in KINDS:
+            is_async = wrapped or (kind != instruction.opcode and '"is_sync":true' not in instruction.text)
+            yield self._one(computation, instruction, kind, is_async)
+        elif instruction.opcode == "send" and (found := _SLICES.search(instruction.text)):
+            yield self._between_slices(computation, instruction, found[1])
+        elif instruction.opcode == "fusion":
+            yield from self._fusion(instruction)
+
+    def _fusion(self, instruction: Instruction) -> Iterator[Collective]:
         for called in instruction.called:
             computation = self.computations[called]
             starts = any('"AsyncCollectiveStart"' in i.text for i in computation.instructions.values())
@@ -108,30 +116,25 @@ class _Counter:
                 if inner.opcode not in KINDS or ("chain_id=" in inner.text and not starts):
                     continue  # no collective, or the middle or end of one that another fusion started
                 scatters = inner.opcode == "all-reduce" and called.startswith("all-reduce-scatter")
-                kind = "reduce-scatter" if scatters else inner.opcode
-                one = self._one(computation, inner, kind, times, in_loop, starts)
-                yield dataclasses.replace(one, source=one.source or _source(instruction.text))
+                one = self._one(computation, inner, "reduce-scatter" if scatters else inner.opcode, starts)
+                yield dataclasses.replace(one, source=one.source or source(instruction.text))
 
-    def _between_slices(
-        self, computation: Computation, found: Instruction, kind: str, times: int, in_loop: bool
-    ) -> Collective:
+    def _between_slices(self, computation: Computation, found: Instruction, kind: str) -> Collective:
         payload = hlo.shape_bytes(computation.instructions[found.operands[0]].shape)
         kind = kind.lower().replace("_", "-")
-        return Collective(kind, _source(found.text), payload, len(set(self.slices)), times, in_loop, True, True)
+        return Collective(kind, source(found.text), payload, len(set(self.slices)), 1, False, True, True)
 
-    def _one(
-        self, computation: Computation, found: Instruction, kind: str, times: int, in_loop: bool, is_async: bool
-    ) -> Collective:
+    def _one(self, computation: Computation, found: Instruction, kind: str, is_async: bool) -> Collective:
         groups = replica_groups(found.text, len(self.slices))
         group = len(groups[0]) if groups else max(len(self.slices), 1)
         payload = sum(hlo.shape_bytes(computation.instructions[name].shape) for name in found.operands)
         if kind == "all-gather":
             payload *= group
         crosses = any(len({self.slices[i] for i in devices}) > 1 for devices in groups) if self.slices else False
-        return Collective(kind, _source(found.text), payload, group, times, in_loop, is_async, crosses)
+        return Collective(kind, source(found.text), payload, group, 1, False, is_async, crosses)
 
 
-def _source(text: str) -> str:
+def source(text: str) -> str:
     """The names of modules in an instruction's metadata: "jit(f)/jvp(FlatDiT)/while/body/trunk/q/dot_general"."""
     name = re.search(r'op_name="([^"]*)"', text)
     return name[1] if name else ""

@@ -7,6 +7,7 @@ import functools
 import math
 import re
 
+CALLS = ("call", "conditional", "call-start", "async-start")  # instructions that run other computations once
 _BITS = {"pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
 _INSTRUCTION = re.compile(r"^\s*(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<rest>.*)$")
 _HEADER = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
@@ -70,6 +71,13 @@ def leaves(shape: str) -> list[tuple[int, bool]]:
             size = (math.prod(int(d) for d in array["sizes"].split(",") if d) * bits + 7) // 8
             found.append((size, not re.search(r"S\([1-9]", array["layout"] or "")))
     return found
+
+
+def dimensions(shape: str) -> tuple[int, ...]:
+    """The sizes of the first array of a shape."""
+    found = _ARRAY.search(shape)
+    assert found, shape
+    return tuple(int(size) for size in found["sizes"].split(",") if size)
 
 
 def _bits(dtype: str) -> int | None:

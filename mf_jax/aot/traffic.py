@@ -13,7 +13,7 @@ from mf_jax.aot.collectives import KINDS
 from mf_jax.aot.hlo import Computation, Instruction, Module
 
 _NOTHING = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
-            "opt-barrier", "add-dependency", "domain", "iota")  # fmt: skip
+            "opt-barrier", "add-dependency", "domain", "iota", "while")  # fmt: skip
 _SLICES = ("dynamic-slice", "slice", "gather")
 _NO_KERNEL = ("AllocateBuffer", "Sharding", "AsyncCollective", "AssumeGatherIndicesInBound", "annotate_device")
 
@@ -27,18 +27,26 @@ def _of(module: Module, name: str) -> int:
     computation = module.computations[name]
     total = 0
     for instruction in computation.instructions.values():
-        opcode = instruction.opcode
-        if opcode in _NOTHING or opcode.endswith(("-done", "-update")):
-            continue
-        if opcode == "while":
-            total += (hlo.rounds(module, computation, instruction) or 1) * _of(module, hlo.called(instruction, "body"))
-        elif opcode in ("call", "conditional", "call-start", "async-start"):
+        if instruction.opcode == "while":
+            rounds = hlo.rounds(module, computation, instruction) or 1
+            total += rounds * _of(module, hlo.called(instruction, "body"))
+        elif instruction.opcode in hlo.CALLS:
             total += sum(_of(module, called) for called in instruction.called if called in module.computations)
-        elif opcode == "fusion":
-            total += _fusion(module, computation, instruction)
-        elif opcode != "custom-call" or not any(f'"{target}' in instruction.text for target in _NO_KERNEL):
-            total += _single(computation, instruction)
+        else:
+            total += instruction_bytes(module, computation, instruction)
     return total
+
+
+def instruction_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
+    """Bytes that one instruction moves, each time; those of the computations that a loop or a call runs are not its."""
+    opcode = instruction.opcode
+    if opcode in _NOTHING or opcode in hlo.CALLS or opcode.endswith(("-done", "-update")):
+        return 0
+    if opcode == "fusion":
+        return _fusion(module, computation, instruction)
+    if opcode == "custom-call" and any(f'"{target}' in instruction.text for target in _NO_KERNEL):
+        return 0
+    return _single(computation, instruction)
 
 
 def _main(shape: str) -> int:
@@ -70,30 +78,40 @@ def _fusion(module: Module, around: Computation, fusion: Instruction) -> int:
         gathers = [i for i in inside.instructions.values() if i.opcode in KINDS]
         return sum(hlo.shape_bytes(_shape(inside, name)) for i in gathers for name in (i.name, *i.operands))
     total = 0
-    parameters = [i for i in inside.instructions.values() if i.opcode == "parameter"]
-    for parameter in parameters:
-        number = int(parameter.text.split("parameter(")[1].split(")")[0])
-        if _main(around.instructions[fusion.operands[number]].shape):
-            total += _read(inside, parameter)
+    for parameter, operand in _parameters(inside, fusion):
+        if _main(around.instructions[operand].shape):
+            total += _read(module, inside, parameter)
     root = inside.root
     roots = [inside.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
     for one, (_, is_main) in zip(roots, hlo.leaves(fusion.shape), strict=False):
-        total += _written(inside, one) if is_main else 0
+        total += _written(module, inside, one) if is_main else 0
     return total
+
+
+def _parameters(inside: Computation, fusion: Instruction) -> list[tuple[Instruction, str]]:
+    """The parameters of a fusion's computation, each with the name of the operand that it stands for."""
+    found = [i for i in inside.instructions.values() if i.opcode == "parameter"]
+    return [(i, fusion.operands[int(i.text.split("parameter(")[1].split(")")[0])]) for i in found]
 
 
 def _shape(computation: Computation, name: str) -> str:
     return computation.instructions[name].shape
 
 
-def _read(inside: Computation, value: Instruction) -> int:
+def _read(module: Module, inside: Computation, value: Instruction) -> int:
     """Bytes that a fusion reads of a parameter, or of a bitcast of it."""
     total = 0
     for user in inside.instructions.values():
         if value.name not in user.operands:
             continue
         if user.opcode == "bitcast":
-            total += _read(inside, user)
+            total += _read(module, inside, user)
+        elif user.opcode == "fusion":  # a fusion inside a fusion
+            inner = module.computations[user.called[0]]
+            for parameter, operand in _parameters(inner, user):
+                if operand == value.name:
+                    total += _read(module, inner, parameter)
+                    total += _read(module, inside, user) if _unchanged(inner) is parameter else 0
         elif user.opcode in _SLICES and user.operands[0] == value.name:
             total += hlo.shape_bytes(user.shape)
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
@@ -105,9 +123,20 @@ def _read(inside: Computation, value: Instruction) -> int:
     return min(total, hlo.shape_bytes(value.shape))
 
 
-def _written(inside: Computation, value: Instruction) -> int:
+def _unchanged(computation: Computation) -> Instruction:
+    """What the result of a computation is a bitcast of."""
+    value = computation.root
+    while value.opcode == "bitcast":
+        value = computation.instructions[value.operands[0]]
+    return value
+
+
+def _written(module: Module, inside: Computation, value: Instruction) -> int:
     while value.opcode == "bitcast":
         value = inside.instructions[value.operands[0]]
+    if value.opcode == "fusion" and len(hlo.leaves(value.shape)) == 1:
+        inner = module.computations[value.called[0]]
+        return _written(module, inner, inner.root)
     if value.opcode == "parameter" or value.opcode in KINDS or '"AsyncCollective' in value.text:
         return 0
     if value.opcode == "dynamic-update-slice":

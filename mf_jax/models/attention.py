@@ -12,6 +12,7 @@ Legend: B batch, N queries, M keys, H query heads, K key/value heads, G = H / K,
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,10 +27,11 @@ KERNELS = ("xla", "splash", "cudnn")
 HIDDEN = -0.5 * float(jnp.finfo(jnp.float32).max)  # the logit of a key that a query must not see
 SAVED = "attention"  # the result's name for remat policies
 LANES = 128  # sequence lengths of the splash kernel are multiples of it
-LARGEST_BLOCK = 512
+LARGEST_TILE = 1280  # keys that the splash kernel works on at a time
+LARGEST_AREA = 512 * 1280  # queries times keys, of which it holds several float32 arrays
 
-QUERY_AXES = ("batch", "sequence", "heads", "head")
-KEY_AXES = ("batch", "key_sequence", "kv_heads", "head")
+QUERY_AXES = ("batch", "heads", "sequence", "head")
+KEY_AXES = ("batch", "kv_heads", "key_sequence", "head")
 
 
 def kernel_for(name: str, platform: str, dtype: jnp.dtype) -> str:
@@ -54,16 +56,22 @@ def kernel_for(name: str, platform: str, dtype: jnp.dtype) -> str:
     return name
 
 
-def attention(
-    q_BNHE: jax.Array,
-    k_BMKE: jax.Array,
-    v_BMKE: jax.Array,
+def attention(q_BNHE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
+    """`heads_first` for arrays with the tokens before the heads: (B, N, H, E)."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q_BNHE, k_BMKE, v_BMKE))
+    return heads_first(q, k, v, *arguments, **options).swapaxes(1, 2)
+
+
+def heads_first(
+    q_BHNE: jax.Array,
+    k_BKME: jax.Array,
+    v_BKME: jax.Array,
     kernel: str = "xla",
     valid_BM: jax.Array | None = None,
     bias: jax.Array | None = None,
     scale: float | None = None,
 ) -> jax.Array:
-    """softmax(scale q k + bias) v over the valid keys, (B, N, H, E) in the dtype of v.
+    """softmax(scale q k + bias) v over the valid keys, (B, H, N, E) in the dtype of v.
 
     Args:
       kernel: see the top of the file.
@@ -73,32 +81,30 @@ def attention(
 
     float32 inputs are multiplied as such, also where the device would by default use fewer bits.
     """
-    scale = q_BNHE.shape[-1] ** -0.5 if scale is None else scale
+    scale = q_BHNE.shape[-1] ** -0.5 if scale is None else scale
     if kernel == "xla":
-        result = _xla(q_BNHE, k_BMKE, v_BMKE, valid_BM, bias, scale)
-    else:
-        if bias is not None:
-            raise ValueError(f"attention with a bias has the kernel 'xla', not {kernel!r}")
-        result = _fused(q_BNHE, k_BMKE, v_BMKE, kernel, valid_BM, scale)
-    return checkpoint_name(result, SAVED)
+        return checkpoint_name(_xla(q_BHNE, k_BKME, v_BKME, valid_BM, bias, scale), SAVED)
+    if bias is not None:
+        raise ValueError(f"attention with a bias has the kernel 'xla', not {kernel!r}")
+    result = _fused(q_BHNE, k_BKME, v_BKME, kernel, valid_BM, scale)
+    return checkpoint_name(result, SAVED) if kernel == "cudnn" else result  # splash names its own
 
 
 def _xla(q, k, v, valid_BM, bias, scale):
     """Attention by plain products and softmax, which XLA compiles."""
-    B, N, H, E = q.shape
-    M, K = k.shape[1:3]
+    B, H, N, E = q.shape
+    K, M = k.shape[1:3]
     if sharding.is_split("sequence") or sharding.is_split("heads"):
         axes = (QUERY_AXES, KEY_AXES, KEY_AXES)
         q, k, v = (
             nn.with_logical_constraint(x, sharding.where_divisible(names, x.shape))
             for x, names in zip((q, k, v), axes, strict=True)
         )
-        q_BKGNE = q.reshape(B, N, K, H // K, E).transpose(0, 2, 3, 1, 4)
+        q_BKGNE = q.reshape(B, K, H // K, N, E)
         groups, rows = "bkgne,bkme->bkgnm", "bkgnm,bkme->bkgne"
     else:  # one product per key/value head, which a CPU does faster
-        q_BKGNE = q.reshape(B, N, K, H // K, E).transpose(0, 2, 3, 1, 4).reshape(B, K, (H // K) * N, E)
+        q_BKGNE = q.reshape(B, K, (H // K) * N, E)
         groups, rows = "bkqe,bkme->bkqm", "bkqm,bkme->bkqe"
-    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
     precision = jax.lax.Precision.HIGHEST if v.dtype == jnp.float32 else None
     logits = jnp.einsum(groups, q_BKGNE, k, precision=precision, preferred_element_type=jnp.float32) * scale
     shape = logits.shape
@@ -107,19 +113,18 @@ def _xla(q, k, v, valid_BM, bias, scale):
     if valid_BM is not None:
         logits = jnp.where(valid_BM.reshape(B, *(1,) * (len(shape) - 2), M), logits, HIDDEN)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum(rows, weights, v, precision=precision)
-    return out.reshape(B, K, H // K, N, E).transpose(0, 3, 1, 2, 4).reshape(B, N, H, E)
+    return jnp.einsum(rows, weights, v, precision=precision).reshape(B, H, N, E)
 
 
 def _fused(q, k, v, kernel, valid_BM, scale):
     """Attention by a kernel that the compiler cannot split, called on each device's part of the arrays."""
-    heads, kv_heads = (sharding.spec(axes)[2] for axes in (QUERY_AXES, KEY_AXES))
+    heads, kv_heads = (sharding.spec(axes)[1] for axes in (QUERY_AXES, KEY_AXES))
     kv_axes: tuple[str | None, ...] = KEY_AXES
     if heads is None:
-        kv_axes = ("batch", "key_sequence", None, "head")
+        kv_axes = ("batch", None, "key_sequence", "head")
     elif heads != kv_heads:  # query heads split, key/value heads whole
-        k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
-        kv_axes = ("batch", "key_sequence", "heads", "head")
+        k, v = (jnp.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
+        kv_axes = ("batch", "heads", "key_sequence", "head")
     call = functools.partial(_splash if kernel.startswith("splash") else _cudnn, kernel=kernel, scale=scale)
     arrays = [q, k, v]
     axes: list[tuple[str | None, ...]] = [QUERY_AXES, kv_axes, kv_axes]
@@ -130,14 +135,15 @@ def _fused(q, k, v, kernel, valid_BM, scale):
 
 
 def _cudnn(q, k, v, valid_BM=None, *, kernel, scale):
-    B, N = q.shape[:2]
-    mask = None if valid_BM is None else jnp.broadcast_to(valid_BM[:, None, None, :], (B, 1, N, k.shape[1]))
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation=kernel)
+    B, _, N, _ = q.shape
+    mask = None if valid_BM is None else jnp.broadcast_to(valid_BM[:, None, None, :], (B, 1, N, k.shape[2]))
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation=kernel).swapaxes(1, 2)
 
 
 def _splash(q, k, v, valid_BM=None, *, kernel, scale):
-    B, N, H, _ = q.shape
-    M = k.shape[1]
+    B, H, N, _ = q.shape
+    M = k.shape[2]
     rows, columns = (-(-length // LANES) * LANES for length in (N, M))
     segments = None
     if columns != M or valid_BM is not None:
@@ -145,7 +151,7 @@ def _splash(q, k, v, valid_BM=None, *, kernel, scale):
         keys_BM = jnp.pad(valid_BM, ((0, 0), (0, columns - M))).astype(jnp.int32)
         segments = splash.SegmentIds(q=jnp.ones((B, rows), jnp.int32), kv=keys_BM)
     q, k, v = (
-        jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+        jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
         for x, length in ((q * scale, rows), (k, columns), (v, columns))
     )
     run = splash.make_splash_mha_single_device(
@@ -154,13 +160,22 @@ def _splash(q, k, v, valid_BM=None, *, kernel, scale):
         residual_checkpoint_name=SAVED,
         interpret=kernel == "splash_interpret",
     )
-    out_BHNE = jax.vmap(run)(q, k, v, segments)
-    return out_BHNE.transpose(0, 2, 1, 3)[:, :N].astype(v.dtype)
+    return jax.vmap(run)(q, k, v, segments)[:, :, :N].astype(v.dtype)
 
 
 def _blocks(rows: int, columns: int) -> splash.BlockSizes:
-    """The largest tiles up to LARGEST_BLOCK that divide the lengths."""
-    q, kv = (
-        max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if length % size == 0) for length in (rows, columns)
+    """Tiles that divide the lengths: all keys at once if they are few, as many queries as fit beside them.
+
+    One backward kernel makes all three gradients: five products instead of the seven of two kernels. It writes the
+    queries' gradient once per tile of keys.
+    """
+    kv = _largest(columns, LARGEST_TILE)
+    q = _largest(rows, LARGEST_AREA // kv)
+    return splash.BlockSizes(
+        block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv, use_fused_bwd_kernel=True
     )
-    return splash.BlockSizes(block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
+
+
+def _largest(length: int, limit: int) -> int:
+    """The largest multiple of LANES up to a limit that divides a length."""
+    return max(size for size in range(LANES, limit + 1, LANES) if length % size == 0)

@@ -16,18 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mf_jax.models.attention import attention
+from mf_jax.models.attention import heads_first
 from mf_jax.models.layers import (
     Dense,
     RMSNorm,
     TimeEmbedder,
+    by_segment,
     positions,
     rotary_table,
     rotate,
     text_positions,
     with_axes,
+    with_whole_gradient,
 )
-from mf_jax.models.remat import projected, rematerialised
+from mf_jax.models.remat import product, projected, rematerialised
 from mf_jax.models.stream import Stream
 
 ROPE_THETA = 2000.0
@@ -39,7 +41,7 @@ def rope_axes(head_dim: int) -> tuple[int, int, int, int]:
 
 
 class Block(nn.Module):
-    """x + gate * post(attention(h) + mlp(h)), h = (1 + scale) * pre(x) + shift; modulation per token."""
+    """x + gate * post(attention(h) + mlp(h)), h = (1 + scale) * pre(x) + shift; modulation by segment."""
 
     heads: int
     kv_heads: int
@@ -50,26 +52,38 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTW: jax.Array, modulation: jax.Array, table: tuple, valid_BT: jax.Array | None
+        self,
+        x_BTW: jax.Array,
+        modulation_BSC: jax.Array,
+        segments_T: np.ndarray,
+        table: tuple,
+        valid_BT: jax.Array | None,
     ) -> tuple[jax.Array, None]:
         B, T, W = x_BTW.shape
         bias = self.param("modulation_bias", with_axes(nn.initializers.zeros, ("modulation",)), (3 * W,))
-        shift, scale, gate = jnp.split(modulation + bias.astype(self.dtype), 3, axis=-1)
+        chunks = jnp.split(modulation_BSC + bias.astype(self.dtype), 3, axis=-1)
+        shift, scale, gate = (by_segment(chunk, segments_T) for chunk in chunks)
+        tpu = self.attention.startswith("splash")
         h = RMSNorm("norm", self.dtype, name="pre_norm")(x_BTW) * (1 + scale) + shift
+        if tpu:
+            h = with_whole_gradient(h)
 
         def project(count: int, name: str, axis: str) -> jax.Array:
-            y = Dense(count * self.head_dim, ("embed", axis), self.dtype, name=name)(h)
-            return y.reshape(B, T, count, self.head_dim)
+            dense = Dense(count * self.head_dim, ("embed", axis), self.dtype, name=name)
+            return product(dense(h, heads=count))
 
         q = RMSNorm("head", self.dtype, name="q_norm")(project(self.heads, "q", "heads"))
         k = RMSNorm("head", self.dtype, name="k_norm")(project(self.kv_heads, "k", "kv_heads"))
         v = project(self.kv_heads, "v", "kv_heads")
-        mixed = attention(rotate(q, table), rotate(k, table), v, self.attention, valid_BT)
-        mixed = mixed.reshape(B, T, self.heads * self.head_dim)
-        mixed = Dense(W, ("heads", "embed"), self.dtype, name="attention_out")(mixed)
+        q, k = (rotate(x, table, by_product=tpu) for x in (q, k))
+        mixed_BHTE = heads_first(q, k, v, self.attention, valid_BT)
+        mixed = Dense(W, ("heads", "embed"), self.dtype, name="attention_out")(mixed_BHTE, heads_in=True)
 
-        hidden = nn.silu(Dense(self.mlp_width, ("embed", "mlp"), self.dtype, name="mlp_gate")(h))
-        hidden = hidden * Dense(self.mlp_width, ("embed", "mlp"), self.dtype, name="mlp_up")(h)
+        gate_BTF = product(Dense(self.mlp_width, ("embed", "mlp"), self.dtype, name="mlp_gate")(h))
+        up_BTF = product(Dense(self.mlp_width, ("embed", "mlp"), self.dtype, name="mlp_up")(h))
+        if tpu:
+            gate_BTF, up_BTF = with_whole_gradient((gate_BTF, up_BTF))
+        hidden = nn.silu(gate_BTF) * up_BTF
         mixed = projected(mixed + Dense(W, ("mlp", "embed"), self.dtype, name="mlp_down")(hidden))
 
         x_BTW = x_BTW + gate * RMSNorm("norm", self.dtype, name="post_norm")(mixed)
@@ -168,16 +182,14 @@ class FlatDiT(nn.Module):
             tables.append(rotary_table(positions(*grids[s.name], s.position), axes, ROPE_THETA))
             lengths.append(x[s.name].shape[1])
             modulations.append(self._modulation(vectors[s.name], 3, f"{s.name}_modulation"))
-        per_token = [modulations[0], *modulations]
-        modulation_BTW3 = jnp.concatenate(
-            [jnp.broadcast_to(m, (B, n, m.shape[-1])) for m, n in zip(per_token, lengths, strict=True)], axis=1
-        )
+        modulation_BSC = jnp.concatenate(modulations, axis=1)
+        segments_T = np.repeat([0, *range(len(streams))], lengths)
         table = tuple(np.concatenate([entry[i] for entry in tables]) for i in range(2))
         h = nn.with_logical_constraint(jnp.concatenate(tokens, axis=1), ("batch", "sequence", "embed_activation"))
         valid_BT = None
         if text_valid_BM is not None:
             valid_BT = jnp.pad(text_valid_BM, ((0, 0), (0, sum(lengths) - M)), constant_values=True)
-        h, _ = self._stack(self.layers, "trunk")(h, modulation_BTW3, table, valid_BT)
+        h, _ = self._stack(self.layers, "trunk")(h, modulation_BSC, segments_T, table, valid_BT)
 
         outputs = {}
         for s, own, own_table in zip(
@@ -185,7 +197,9 @@ class FlatDiT(nn.Module):
         ):
             if s.decoder_blocks:
                 modulation = self._modulation(vectors[s.name], 3, f"{s.name}_decoder_modulation")
-                own, _ = self._stack(s.decoder_blocks, f"{s.name}_decoder")(own, modulation, own_table, None)
+                own, _ = self._stack(s.decoder_blocks, f"{s.name}_decoder")(
+                    own, modulation, np.zeros(own.shape[1], int), own_table, None
+                )
             shift, scale = jnp.split(self._modulation(vectors[s.name], 2, f"{s.name}_out_modulation"), 2, axis=-1)
             own = RMSNorm("norm", self.dtype, name=f"{s.name}_out_norm")(own) * (1 + scale) + shift
             head = Dense(s.channels, ("embed", "channels"), jnp.float32, nn.initializers.zeros, name=f"{s.name}_out")

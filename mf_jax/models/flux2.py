@@ -103,19 +103,18 @@ class Flux2(nn.Module):
 
         lengths = [h[name].shape[1] for name in order]
         single = [self._modulation(vectors[name], 3, f"{name}_single_modulation") for name in names]
-        per_token = jnp.concatenate(
-            [jnp.broadcast_to(m, (B, n, m.shape[-1])) for m, n in zip([single[0], *single], lengths, strict=True)],
-            axis=1,
-        )
+        segments_T = np.repeat([0, *range(len(single))], lengths)
+        modulation_BSC = jnp.concatenate(single, axis=1)
         joined = jnp.concatenate([h[name] for name in order], axis=1)
-        joined = self._stack(SingleBlock, self.single_blocks, "single", joined, per_token, table)
+        joined = self._stack(SingleBlock, self.single_blocks, "single", joined, modulation_BSC, segments_T, table)
 
         outputs = {}
         for s, own in zip(streams, jnp.split(joined, np.cumsum(lengths)[:-1], axis=1)[1:], strict=True):
             if s.decoder_blocks:
                 modulation = self._modulation(vectors[s.name], 3, f"{s.name}_decoder_modulation")
                 name = f"{s.name}_decoder"
-                own = self._stack(SingleBlock, s.decoder_blocks, name, own, modulation, tables[s.name])
+                segments_N = np.zeros(own.shape[1], int)
+                own = self._stack(SingleBlock, s.decoder_blocks, name, own, modulation, segments_N, tables[s.name])
             shift, scale = jnp.split(self._modulation(vectors[s.name], 2, f"{s.name}_out_modulation"), 2, axis=-1)
             own = modulated(own, shift, scale, jnp.float32)
             head = Dense(s.channels, ("embed", "channels"), jnp.float32, nn.initializers.zeros, name=f"{s.name}_out")
@@ -146,12 +145,11 @@ class Flux2(nn.Module):
         dense = Dense(chunks * self.width, ("embed", "modulation"), self.dtype, nn.initializers.zeros, name=name)
         return dense(nn.silu(vector_BW))[:, None, :]
 
-    def _stack(
-        self, block: type[nn.Module], blocks: int, name: str, x: Any, modulation: Any, table: tuple, **fields: Any
-    ) -> Any:
+    def _stack(self, block: type[nn.Module], blocks: int, name: str, x: Any, *inputs: Any, **fields: Any) -> Any:
         """x after a stack of blocks.
 
         Args:
+          inputs: what every block takes besides x.
           fields: further fields of the block, besides sizes, dtype and kernel.
         """
         stack = nn.scan(
@@ -164,4 +162,4 @@ class Flux2(nn.Module):
         )
         sizes = {"width": self.width, "heads": self.heads, "mlp_width": int(self.width * self.mlp_ratio)}
         kind = {"dtype": self.dtype, "attention": self.attention}
-        return stack(**sizes, **kind, name=name, **fields)(x, modulation, table)[0]
+        return stack(**sizes, **kind, name=name, **fields)(x, *inputs)[0]

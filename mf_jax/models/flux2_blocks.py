@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mf_jax.models.attention import attention
-from mf_jax.models.layers import Dense, RMSNorm, rotate
+from mf_jax.models.attention import heads_first
+from mf_jax.models.layers import Dense, RMSNorm, by_segment, inverse_rms, rotate
 from mf_jax.models.remat import projected
 
 
@@ -19,7 +19,7 @@ def modulated(x_BTW: jax.Array, shift: jax.Array, scale: jax.Array, dtype: jnp.d
     """Modulated LayerNorm: (1 + scale) * LayerNorm(x) + shift; statistics in float32, eps 1e-6, no parameters."""
     x = x_BTW.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+    x = x * inverse_rms(x)
     return x.astype(dtype) * (1 + scale.astype(dtype)) + shift.astype(dtype)
 
 
@@ -47,13 +47,15 @@ class Projections(nn.Module):
         self.mlp_down = dense(self.width, "mlp", "embed")
 
     def qkv(self, h_BNW: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries and keys, normalised per head, and values, each (B, N, H, E)."""
-        q, k, v = (f(h_BNW).reshape(*h_BNW.shape[:2], self.heads, -1) for f in (self.q, self.k, self.v))
+        """Queries and keys, normalised per head, and values, each (B, H, N, E)."""
+        B, N, _ = h_BNW.shape
+        q, k, v = (f(h_BNW).reshape(B, N, self.heads, -1).swapaxes(1, 2) for f in (self.q, self.k, self.v))
         return self.q_norm(q), self.k_norm(k), v
 
-    def merged(self, mixed_BNHE: jax.Array) -> jax.Array:
+    def merged(self, mixed_BHNE: jax.Array) -> jax.Array:
         """The heads joined and projected out, (B, N, W)."""
-        return self.attention_out(mixed_BNHE.reshape(*mixed_BNHE.shape[:2], -1))
+        B, _, N, _ = mixed_BHNE.shape
+        return self.attention_out(mixed_BHNE.swapaxes(1, 2).reshape(B, N, -1))
 
     def mlp(self, h_BNW: jax.Array) -> jax.Array:
         """The gated MLP, (B, N, W)."""
@@ -61,8 +63,9 @@ class Projections(nn.Module):
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, table: tuple[np.ndarray, np.ndarray], kernel: str) -> jax.Array:
-    """Attention (B, N, H, E), after the rotary embedding of queries and keys."""
-    return attention(rotate(q, table), rotate(k, table), v, kernel)
+    """Attention (B, H, N, E), after the rotary embedding of queries and keys."""
+    q, k = (rotate(x, table, by_product=kernel.startswith("splash")) for x in (q, k))
+    return heads_first(q, k, v, kernel)
 
 
 class DoubleBlock(nn.Module):
@@ -91,11 +94,11 @@ class DoubleBlock(nn.Module):
         for name in self.order:
             shift, scale, *_ = chunks[name]
             qkv.append(maps[name].qkv(modulated(x[name], shift, scale, self.dtype)))
-        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*qkv, strict=True))
+        q, k, v = (jnp.concatenate(parts, axis=2) for parts in zip(*qkv, strict=True))
         mixed = attend(q, k, v, table, self.attention)
         ends = np.cumsum([x[name].shape[1] for name in self.order])[:-1]
         result = {}
-        for name, own in zip(self.order, jnp.split(mixed, ends, axis=1), strict=True):
+        for name, own in zip(self.order, jnp.split(mixed, ends, axis=2), strict=True):
             _, _, gate, shift, scale, mlp_gate = chunks[name]
             new = x[name] + gate * projected(maps[name].merged(own))
             new = new + mlp_gate * projected(maps[name].mlp(modulated(new, shift, scale, self.dtype)))
@@ -105,10 +108,12 @@ class DoubleBlock(nn.Module):
 
 
 class SingleBlock(Projections):
-    """x + gate (attention(h) + mlp(h)), h = modulated x: attention and MLP in parallel; modulation (B, 1 or T, 3 W)."""
+    """x + gate (attention(h) + mlp(h)), h = modulated x: attention and MLP in parallel; modulation (B, S, 3 W)."""
 
-    def __call__(self, x_BTW: jax.Array, modulation: jax.Array, table: tuple) -> tuple[jax.Array, None]:
-        shift, scale, gate = jnp.split(modulation, 3, axis=-1)
+    def __call__(
+        self, x_BTW: jax.Array, modulation_BSC: jax.Array, segments_T: np.ndarray, table: tuple
+    ) -> tuple[jax.Array, None]:
+        shift, scale, gate = (by_segment(m, segments_T) for m in jnp.split(modulation_BSC, 3, axis=-1))
         h = modulated(x_BTW, shift, scale, self.dtype)
         mixed = projected(self.merged(attend(*self.qkv(h), table, self.attention)) + self.mlp(h))
         x_BTW = nn.with_logical_constraint(x_BTW + gate * mixed, ("batch", "sequence", "embed_activation"))

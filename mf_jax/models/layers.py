@@ -7,15 +7,17 @@ Parameters are float32 and carry logical axis names (parallel/sharding.py maps t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from mf_jax.parallel.sharding import is_split
 
+STATISTICS = "statistics"  # the name of a norm's statistics for remat policies
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
@@ -42,12 +44,24 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer = fan_in
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", with_axes(self.kernel_init, self.axes), (x.shape[-1], self.features), jnp.float32)
+    def __call__(self, x: jax.Array, heads: int = 0, heads_in: bool = False) -> jax.Array:
+        given = x.shape[1] * x.shape[3] if heads_in else x.shape[-1]
+        kernel = self.param("kernel", with_axes(self.kernel_init, self.axes), (given, self.features), jnp.float32)
         precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
+        if heads:
+            split = kernel.astype(self.dtype).reshape(given, heads, -1)
+            return jnp.einsum("bnc,che->bhne", x.astype(self.dtype), split, precision=precision)
+        if heads_in:
+            split = kernel.astype(self.dtype).reshape(x.shape[1], x.shape[3], -1)
+            return jnp.einsum("bhne,hec->bnc", x.astype(self.dtype), split, precision=precision)
         rows = x if is_split("sequence") else x.reshape(-1, x.shape[-1])
         y = jnp.matmul(rows.astype(self.dtype), kernel.astype(self.dtype), precision=precision)
         return y.reshape(*x.shape[:-1], self.features)
+
+
+def inverse_rms(x: jax.Array) -> jax.Array:
+    """1 / rms(x) over the last axis, kept as 1, eps 1e-6; named, so that remat presets can keep it."""
+    return checkpoint_name(jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6), STATISTICS)
 
 
 class RMSNorm(nn.Module):
@@ -60,7 +74,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", with_axes(nn.initializers.ones, (self.axis,)), (x.shape[-1],), jnp.float32)
         x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+        x = x * inverse_rms(x)
         return (x * scale).astype(self.dtype)
 
 
@@ -106,10 +120,55 @@ def rotary_table(positions_NA: np.ndarray, axes: Sequence[int], theta: float) ->
     return np.cos(angle_NF).astype(np.float32), np.sin(angle_NF).astype(np.float32)
 
 
-def rotate(x_BNHE: jax.Array, table: tuple[np.ndarray, np.ndarray]) -> jax.Array:
-    """Rotary embedding on interleaved channel pairs (2j, 2j + 1), in float32."""
-    cos, sin = (entry[:, None, :] for entry in table)
-    pairs = x_BNHE.astype(jnp.float32).reshape(*x_BNHE.shape[:-1], -1, 2)
+def rotate(x_BHNE: jax.Array, table: tuple[np.ndarray, np.ndarray], by_product: bool = False) -> jax.Array:
+    """Rotary embedding on interleaved channel pairs (2j, 2j + 1), in float32.
+
+    Args:
+      by_product: swap the channels of the pairs by a product with a matrix of 0 and +-1, exact in any dtype. A TPU,
+        whose vectors are 128 channels, does that in one pass, and needs several to take the pairs apart.
+    """
+    cos, sin = table
+    if by_product:
+        E = x_BHNE.shape[-1]
+        swap_EE = np.zeros((E, E), np.float32)
+        even = np.arange(0, E, 2)
+        swap_EE[even + 1, even], swap_EE[even, even + 1] = -1, 1  # (a, b) to (-b, a)
+        precision = jax.lax.Precision.HIGHEST if x_BHNE.dtype == jnp.float32 else None
+        swapped = jnp.einsum(
+            "bhne,ef->bhnf",
+            x_BHNE,
+            jnp.asarray(swap_EE, x_BHNE.dtype),
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+        turned = x_BHNE.astype(jnp.float32) * np.repeat(cos, 2, axis=1) + swapped * np.repeat(sin, 2, axis=1)
+        return turned.astype(x_BHNE.dtype)
+    pairs = x_BHNE.astype(jnp.float32).reshape(*x_BHNE.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([cos * even - sin * odd, sin * even + cos * odd], axis=-1)
-    return turned.reshape(x_BNHE.shape).astype(x_BNHE.dtype)
+    return turned.reshape(x_BHNE.shape).astype(x_BHNE.dtype)
+
+
+@jax.custom_vjp
+def with_whole_gradient(x: Any) -> Any:
+    """x; its gradient is written to memory before anything reads it.
+
+    A TPU's compiler fuses what makes an operand into each product that reads it, and repeats it for every tile.
+    """
+    return x
+
+
+with_whole_gradient.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
+
+
+def by_segment(values_BSC: jax.Array, segments_N: np.ndarray) -> jax.Array:
+    """The value of each token's segment: (B, N, C), or (B, 1, C) where there is one segment only.
+
+    Args:
+      segments_N: int, which of the S values a token takes. Selecting them is fused into what reads them; values repeated
+        per token would be written and read like activations, and so would their gradient.
+    """
+    result = values_BSC[:, :1]
+    for s in range(1, values_BSC.shape[1]):
+        result = jnp.where((segments_N == s)[:, None], values_BSC[:, s : s + 1], result)
+    return result

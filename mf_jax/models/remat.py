@@ -17,11 +17,18 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from mf_jax.models import attention
+from mf_jax.models.layers import STATISTICS
 
 # By memory, the most first; by what is computed again, the least first, where `offload` moves arrays besides.
 PRESETS = ("none", "dots", "attention_mlp", "offload", "full")
+_PRODUCT = "product"
 _PROJECTED = "projected"
-_NAMES = (attention.SAVED, _PROJECTED)
+_NAMES = (attention.SAVED, _PROJECTED, STATISTICS)
+
+
+def product(x: Any) -> Any:
+    """Names the result of a product with weights inside a block, so that a preset can keep it."""
+    return checkpoint_name(x, _PRODUCT)
 
 
 def projected(x: Any) -> Any:
@@ -47,7 +54,7 @@ def rematerialised(block: type[nn.Module], preset: str) -> type[nn.Module]:
     if preset == "none":
         return block
     if preset == "dots":
-        policy = policies.dots_with_no_batch_dims_saveable
+        policy = policies.save_only_these_names(_PRODUCT, *_NAMES)
     elif preset == "attention_mlp":
         policy = policies.save_only_these_names(*_NAMES)
     elif preset == "offload":

@@ -28,6 +28,10 @@ class Chip:
       hbm_bandwidth: bytes/s of a device's memory.
       link_bandwidth: bytes/s that a device can receive over all its links together: half of the two-way figure that
         vendors give. ICI within a slice of TPUs, NVLink within a node of GPUs.
+      clock: cycles/s at which libtpu counts in `estimated_cycles`; None for GPUs. It is the peak divided by the bf16
+        FLOPs of a cycle: 131072 with the four MXUs of 128x128 of v5e (at 1.5 GHz: jax-ml.github.io/scaling-book/tpus),
+        262144 with the eight of the two cores of v5p, 524288 on v6e and on a device of TPU7x, the power of two that
+        libtpu's counts of large matrix products approach (benchmarks/cost_calibration.py).
     """
 
     name: str
@@ -36,6 +40,8 @@ class Chip:
     hbm: float
     hbm_bandwidth: float
     link_bandwidth: float
+    clock: float | None = None
+    attention: float | None = None
 
     @property
     def usable(self) -> float:
@@ -61,13 +67,13 @@ class Device:
 
 DEVICES = {
     "TPU v4": Device(275e12),
-    "TPU v5 lite": Device(197e12, Chip("v5e", "tpu", 2, 15.75 * GIB, 819e9, 200e9)),
+    "TPU v5 lite": Device(197e12, Chip("v5e", "tpu", 2, 15.75 * GIB, 819e9, 200e9, 1.5e9, 0.5)),
     "TPU v5e": Device(197e12),
-    "TPU v5": Device(459e12, Chip("v5p", "tpu", 3, 95.74 * GIB, 2765e9, 600e9)),
+    "TPU v5": Device(459e12, Chip("v5p", "tpu", 3, 95.74 * GIB, 2765e9, 600e9, 1.75e9, 0.5)),
     "TPU v5p": Device(459e12),
-    "TPU v6 lite": Device(918e12, Chip("v6e", "tpu", 2, 31.25 * GIB, 1638e9, 400e9)),
+    "TPU v6 lite": Device(918e12, Chip("v6e", "tpu", 2, 31.25 * GIB, 1638e9, 400e9, 1.75e9, 0.5)),
     "TPU v6e": Device(918e12),
-    "TPU7x": Device(2307e12 / 2, Chip("tpu7x", "tpu", 3, 94.75 * GIB, 7380e9 / 2, 600e9 / 2)),
+    "TPU7x": Device(2307e12 / 2, Chip("tpu7x", "tpu", 3, 94.75 * GIB, 7380e9 / 2, 600e9 / 2, 2.2e9, 0.5)),
     "NVIDIA A100-SXM4-40GB": Device(312e12),
     "NVIDIA A100-SXM4-80GB": Device(312e12, Chip("a100", "cuda", 3, 79.15 * GIB, 2039e9, 300e9)),
     "NVIDIA A100-PCIE-40GB": Device(312e12),

@@ -243,3 +243,14 @@ def test_peaks(monkeypatch):
     for kind, peak in {"TPU v4": 275e12, "TPU7x": 1153.5e12, "NVIDIA H200": 989e12, "NVIDIA H100 PCIe": 756e12}.items():
         Device.device_kind = kind
         assert chips.peak_flops() == peak * jax.device_count()
+
+
+def test_clock_of_tpus_gives_the_peak():
+    flops_of_a_cycle = {"v5e": 4 * 2 * 128**2, "v5p": 8 * 2 * 128**2, "v6e": 4 * 2 * 256**2, "tpu7x": 4 * 2 * 256**2}
+    for device in chips.DEVICES.values():
+        if device.chip is not None and device.chip.platform == "tpu":
+            assert device.chip.clock is not None
+            assert device.chip.clock * flops_of_a_cycle.pop(device.chip.name) == pytest.approx(device.peak, rel=0.003)
+        elif device.chip is not None:
+            assert device.chip.clock is None
+    assert not flops_of_a_cycle
