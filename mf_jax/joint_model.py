@@ -18,6 +18,7 @@ import numpy as np
 from mf_jax.diffusion.noise_levels import Mode
 from mf_jax.modalities.base import Batch, Modality
 from mf_jax.models import frozen
+from mf_jax.models.attention import kernel_for_sampling
 from mf_jax.models.backbones import BackboneConfig
 from mf_jax.models.read_dtypes import read_dtypes
 from mf_jax.models.stream import Stream
@@ -72,6 +73,11 @@ class JointModel:
     def null_text(self) -> dict[str, np.ndarray]:
         """Text fields of the empty prompt, leading axis 1."""
         return {name: np.asarray(value)[None] for name, value in self.text.tokenizer().fields("").items()}
+
+    def for_sampling(self, platform: str) -> JointModel:
+        """The same model with the attention kernel to sample with on a platform, "cpu", "gpu" or "tpu"."""
+        kernel = kernel_for_sampling(self.backbone.attention, platform)
+        return dataclasses.replace(self, backbone=self.backbone.clone(attention=kernel))
 
     def init(self, key: jax.Array) -> Params:
         """Float32 parameters {"backbone": ..., "text": ...}, boxed with their logical axis names."""

@@ -215,5 +215,6 @@ def load(
         params, frozen_params = saved.params(weights, mesh, as_read=True), frozen.load(networks, mesh)
     saved.close()
     floor = saved.config.objective.t_floor
-    compiled = CompiledSampler(saved.model, params, frozen_params, mesh, rules, floor, group)
+    model = saved.model.for_sampling(mesh.devices.flat[0].platform)
+    compiled = CompiledSampler(model, params, frozen_params, mesh, rules, floor, group)
     return Pipeline(saved.config, compiled, saved.step)
