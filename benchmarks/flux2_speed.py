@@ -7,6 +7,7 @@ projections and fused attention included; the two take turns, so that other load
 Legend: B batch, M text tokens, N tokens of one modality, T all tokens, W width, H heads, E head channels.
 """
 
+import functools
 import os
 import statistics
 import time
@@ -106,10 +107,17 @@ def torch_calls(params, x, t, text):
     return forward, gradient
 
 
+@functools.cache
+def torch_tables(names):
+    """Rotary tables of streams in a sequence; made once, as no token moves between calls."""
+    where = {"txt": text_positions(TEXT_TOKENS), "img": positions(*GRID, 0), "depth": positions(*GRID, 1)}
+    table = rotary_table(np.concatenate([where[name] for name in names]), MODEL.axes, MODEL.theta)
+    return [torch.tensor(entry)[:, None] for entry in table]
+
+
 def torch_forward(w, x, t, text):
     """Outputs by modality; w: published tensors by name."""
     streams = {"txt": text, "img": x["image"], "depth": x["depth"]}
-    where = {"txt": text_positions(TEXT_TOKENS), "img": positions(*GRID, 0), "depth": positions(*GRID, 1)}
     ends = [h.shape[1] for h in streams.values()]
 
     def linear(name, h):
@@ -125,10 +133,6 @@ def torch_forward(w, x, t, text):
 
     def chunks(name, vector, count):
         return linear(name, vector)[:, None].chunk(count, dim=-1)
-
-    def tables(names):
-        table = rotary_table(np.concatenate([where[name] for name in names]), MODEL.axes, MODEL.theta)
-        return [torch.tensor(entry)[:, None] for entry in table]
 
     def qkv(h, norm):
         q, k, v = h.unflatten(-1, (3, MODEL.heads, -1)).unbind(2)
@@ -160,7 +164,7 @@ def torch_forward(w, x, t, text):
     of = {"txt": image, "img": image, "depth": depth}
     h = {name: linear(f"{name}_in", value) for name, value in streams.items()}
     modulation = {name: chunks(f"double_stream_modulation_{name}.lin", of[name], 6) for name in streams}
-    table = tables(streams)
+    table = torch_tables(tuple(streams))
     for i in range(MODEL.double_blocks):
         block = f"double_blocks.{i}"
         parts = []
@@ -183,7 +187,7 @@ def torch_forward(w, x, t, text):
     for i in range(MODEL.single_blocks):
         joined = single(f"single_blocks.{i}", joined, *per_token, table)
     _, rgb, own = joined.split(ends, dim=1)
-    decoder, table = chunks("depth_decoder_modulation.lin", depth, 3), tables(["depth"])
+    decoder, table = chunks("depth_decoder_modulation.lin", depth, 3), torch_tables(("depth",))
     for i in range(MODEL.streams[1].decoder_blocks):
         own = single(f"depth_decoder_blocks.{i}", own, *decoder, table)
     outputs = {}

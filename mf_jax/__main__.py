@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from mf_jax.parallel.stopping import guarded_output
+
+if TYPE_CHECKING:
+    from mf_jax.config.config import Config
+    from mf_jax.parallel.processes import ProcessGroup
 
 OVERRIDES = "a value of the config: --config.train.steps=300, --config.data.source.seed=1, ..."
 
@@ -23,14 +29,6 @@ def _parser() -> argparse.ArgumentParser:
     train = verb("train", "train a model; the same command goes on from the latest checkpoint", True)
     train.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file, see configs/")
     train.add_argument("--workdir", required=True, metavar="DIR", help="of this run: checkpoints, metrics")
-    several = train.add_argument_group("several processes", "one per host: each runs the same command")
-    several.add_argument("--distributed", metavar="auto", help="as Cloud TPU, GKE, Slurm or Open MPI have it")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="or: the address of process 0")
-    several.add_argument("--processes", type=int, metavar="N", help="with --coordinator: how many there are")
-    several.add_argument("--process", type=int, metavar="I", help="with --coordinator: which this is, from 0")
-    several.add_argument(
-        "--init-timeout", type=float, metavar="SECONDS", help="how long to wait for all to be there (default: 300)"
-    )
 
     sample = verb("sample", "make images and depth from a prompt, an image or a depth map", True)
     sample.add_argument("--checkpoint", required=True, metavar="DIR", help="the --workdir of a run, or an export")
@@ -95,6 +93,15 @@ def _parser() -> argparse.ArgumentParser:
         reader.add_argument(
             "--trust-code", action="store_true", help="import the modules that the config in --checkpoint's DIR names"
         )
+    for runner in (train, sample, evaluate):
+        several = runner.add_argument_group("several processes", "one per host: each runs the same command")
+        several.add_argument("--distributed", metavar="auto", help="as Cloud TPU, GKE, Slurm or Open MPI have it")
+        several.add_argument("--coordinator", metavar="HOST:PORT", help="or: the address of process 0")
+        several.add_argument("--processes", type=int, metavar="N", help="with --coordinator: how many there are")
+        several.add_argument("--process", type=int, metavar="I", help="with --coordinator: which this is, from 0")
+        several.add_argument(
+            "--init-timeout", type=float, metavar="SECONDS", help="how long to wait for all to be there (default: 300)"
+        )
     return parser
 
 
@@ -119,7 +126,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> i
     elif arguments.verb == "sample":
         from mf_jax.inference import sample
 
-        sample.sample(arguments, overrides)
+        with _joined(arguments, _facts_of_command(arguments, overrides)) as group:
+            sample.sample(arguments, overrides, group)
     elif arguments.verb == "import":
         from mf_jax.config import loading as config
         from mf_jax.interop import import_weights
@@ -141,29 +149,56 @@ def _run(arguments: argparse.Namespace, overrides: list[str], began: float) -> i
         settings = {name: getattr(arguments, name) for name in ("output", "count", "steps", "step", "trust_code")}
         showcase.showcase(arguments.checkpoint, **settings)
     else:
+        from mf_jax.config import loading as config
         from mf_jax.evaluation import evaluate
 
-        evaluate.evaluate(
-            arguments.checkpoint, arguments.config, overrides, arguments.output, arguments.step, arguments.trust_code
-        )
+        loaded = config.load(arguments.config, overrides) if arguments.config else None
+        facts = _facts_of_command(arguments, overrides) | ({} if loaded is None else _facts_of_config(loaded))
+        settings = {name: getattr(arguments, name) for name in ("output", "step", "trust_code")}
+        with _joined(arguments, facts) as group:
+            evaluate.evaluate(arguments.checkpoint, loaded, overrides, group=group, **settings)
     return 0
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str], began: float) -> None:
-    import jax
-
     from mf_jax import train
     from mf_jax.config import loading as config
+
+    loaded = config.load(arguments.config, overrides)
+    after_death = "; the last checkpoint is kept, the same command goes on from there"
+    with _joined(arguments, _facts_of_config(loaded), after_death) as group:
+        train.train(loaded, arguments.workdir, group, began)
+
+
+def _joined(
+    arguments: argparse.Namespace, facts: Mapping[str, str], after_death: str = ""
+) -> contextlib.AbstractContextManager[ProcessGroup]:
+    """distributed.joined, of the processes that the command line describes."""
     from mf_jax.parallel import cluster, distributed
 
     spec = cluster.find(
         arguments.distributed, arguments.coordinator, arguments.processes, arguments.process, arguments.init_timeout
     )
-    loaded = config.load(arguments.config, overrides)
+    return distributed.joined(spec, facts, _explain, arguments.verb, after_death)
+
+
+def _facts_of_config(loaded: Config) -> dict[str, str]:
+    """Every value of a config in writing, which has to be the same in all processes."""
+    import jax
+
+    from mf_jax.config import loading as config
+
     leaves, _ = jax.tree_util.tree_flatten_with_path(config.to_dict(loaded), is_leaf=lambda x: not isinstance(x, dict))
-    facts = {f"config.{jax.tree_util.keystr(path, simple=True, separator='.')}": repr(value) for path, value in leaves}
-    with distributed.joined(spec, facts, _explain) as group:
-        train.train(loaded, arguments.workdir, group, began)
+    return {f"config.{jax.tree_util.keystr(path, simple=True, separator='.')}": repr(value) for path, value in leaves}
+
+
+def _facts_of_command(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]:
+    """The same of a command that has no config of its own: its options, but for those of the processes."""
+    own = ("distributed", "coordinator", "processes", "process", "init_timeout")
+    options = {name: value for name, value in vars(arguments).items() if name not in own}
+    return {f"--{name.replace('_', '-')}": repr(value) for name, value in options.items()} | {
+        f"--config.{override.partition('=')[0]}": override.partition("=")[2] for override in overrides
+    }
 
 
 def _explain(error: Exception) -> tuple[str, int] | None:

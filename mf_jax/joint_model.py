@@ -18,7 +18,9 @@ import numpy as np
 from mf_jax.diffusion.noise_levels import Mode
 from mf_jax.modalities.base import Batch, Modality
 from mf_jax.models import frozen
+from mf_jax.models.attention import kernel_for_sampling
 from mf_jax.models.backbones import BackboneConfig
+from mf_jax.models.read_dtypes import read_dtypes
 from mf_jax.models.stream import Stream
 from mf_jax.models.text.empty_prompt import EmptyPrompt, in_place_of
 from mf_jax.models.text.encoders import TextConfig
@@ -126,6 +128,11 @@ class JointModel:
             return None
         return EmptyPrompt(self.text, self.networks.get("text"), self.masks_text)
 
+    def for_sampling(self, platform: str) -> JointModel:
+        """The same model with the attention kernel to sample with on a platform, "cpu", "gpu" or "tpu"."""
+        kernel = kernel_for_sampling(self.backbone.attention, platform)
+        return dataclasses.replace(self, backbone=self.backbone.clone(attention=kernel))
+
     def init(self, key: jax.Array) -> Params:
         """Float32 parameters {"backbone": ..., "text": ...}, boxed with their logical axis names."""
         text_key, backbone_key = jax.random.split(key)
@@ -143,17 +150,40 @@ class JointModel:
         Args:
           x: noised tokens x_BNC by modality; any subset of the modalities that the backbone accepts.
           t: noise levels t_B by modality.
-          fields: `text_ids`, or `text_features` where the text encoder is frozen; `text_mask`, where there is one,
-            says which text tokens are not padding. Other fields are not read.
+          fields: `text_features`, or `text_ids` where the text encoder is trained with the model; `text_mask`, where
+            there is one, says which text tokens are not padding. Other fields are not read.
         """
-        if self.text_encoder is None:
-            features = fields["text_features"]
-        else:
-            features = cast(jax.Array, self.text_encoder.apply({"params": params["text"]}, fields["text_ids"]))
+        features = self.with_text_features(params, fields)["text_features"]
         grids = {name: self.grids[name] for name in x}
         valid = fields.get("text_mask") if self.text_encoder is None else None
         variables = {"params": params["backbone"]}
         return cast(Tokens, self.backbone.apply(variables, x, t, grids, features, text_valid_BM=valid))
+
+    def as_read(self, params: Params) -> Params:
+        """Shapes of all parameters, given as shapes, each with the dtype to hold it in where only `predict` reads it.
+
+        Half the bytes where the network computes in bfloat16, and the same results: see `read_dtypes`.
+        """
+        if self.backbone.dtype == jnp.float32:
+            return params
+        grids, (M, D) = self.grids, (self.text.tokens, self.text.channels)
+        x = {
+            name: jnp.zeros((1, grid[0] * grid[1], self.modalities[name].codec.channels))
+            for name, grid in grids.items()
+        }
+        fields = {"text_mask": jnp.ones((1, M), bool)}
+        if self.text_encoder is None:
+            fields["text_features"] = jnp.zeros((1, M, D))
+        else:
+            fields["text_ids"] = jnp.zeros((1, self.text.length), jnp.int32)
+        return read_dtypes(self.predict, params, x, {name: jnp.zeros((1,)) for name in x}, fields)
+
+    def with_text_features(self, params: Params, fields: Batch) -> Batch:
+        """The fields, and `text_features` of a text encoder that is trained with the model, unless they are there."""
+        if self.text_encoder is None or "text_features" in fields:
+            return fields
+        features = cast(jax.Array, self.text_encoder.apply({"params": params["text"]}, fields["text_ids"]))
+        return {**fields, "text_features": features}
 
     def with_frozen_features(self, frozen_params: Mapping[str, Any], batch: Batch) -> Batch:
         """The batch, and the fields that the frozen networks add to it: text features, image latents.

@@ -29,11 +29,11 @@ ROOMS = {
     "monitoring": "configurable storage models joint_model training",
     "checkpoint": "configurable storage parallel models joint_model training config",
     "aot": "configurable data parallel models joint_model training config monitoring",
-    "inference": "configurable storage diffusion data models modalities joint_model config checkpoint",
+    "inference": "configurable storage diffusion data parallel models modalities joint_model config checkpoint",
     "interop": "configurable storage parallel models joint_model training config checkpoint",
     "train": "configurable storage data parallel models modalities joint_model training config monitoring checkpoint",
     "show": "configurable storage data parallel models modalities joint_model training config monitoring checkpoint",
-    "evaluation": "configurable storage data config inference",
+    "evaluation": "configurable storage data parallel config inference",
     "__main__": "all",
     "__init__": "all",
 }

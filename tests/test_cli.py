@@ -233,7 +233,7 @@ def test_mistakes_are_one_clear_line(config_file, workdir, tmp_path, capsys, mon
 
 
 def test_processes_compare_their_whole_config(config_file, tmp_path, monkeypatch, capsys):
-    def joined(where, facts, explain):
+    def joined(where, facts, explain, verb, after_death):
         assert (where.coordinator, where.processes, where.process) == ("a:1", 2, 1)
         given.update(facts)
         raise ValueError("far enough")

@@ -63,18 +63,24 @@ class SavedModel:
         self.config = configs.resolve_saved(raw, overrides, trusted=trust_code)
         self.model: JointModel = build_model(self.config)
 
-    def params(self, weights: str = "ema", mesh: jax.sharding.Mesh | None = None) -> Any:
-        """All parameters in float32, trained and untrained, on the mesh or on one device.
+    def abstract(self, mesh: jax.sharding.Mesh | None = None, as_read: bool = False) -> Any:
+        """Shapes, dtypes and shardings of what `params` returns; no weights are read."""
+        whole = train_state.abstract_params(self.model, self.config, mesh)
+        return self.model.as_read(whole) if as_read else whole
+
+    def params(self, weights: str = "ema", mesh: jax.sharding.Mesh | None = None, as_read: bool = False) -> Any:
+        """All parameters, trained and untrained, on the mesh or on one device.
 
         Args:
           weights: "ema" or "params"; ignored where only one of them is saved.
+          as_read: in the dtypes of `JointModel.as_read`, converted while they are read; otherwise in float32.
 
         Raises:
           ValueError: another name, arrays that do not fit the config, or values that are not finite.
         """
         if weights not in ("ema", "params"):
             raise ValueError(f"weights is {weights!r}; it must be 'ema' or 'params'")
-        whole = train_state.abstract_params(self.model, self.config, mesh)
+        whole = self.abstract(mesh, as_read)
         if self._checkpoints is None:
             files = TensorFiles(self.directory)
             result = read(files, whole, named_layout(self._layout).table(self.model, whole))

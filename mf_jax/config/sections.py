@@ -79,7 +79,7 @@ class EvaluateConfig:
 
     Attributes:
       split: of the data source. images: how many of it, from the first; 0 for all.
-      steps: Euler steps. batch: images at a time.
+      steps: Euler steps. batch: predictions at a time, on all devices together; the members of ensembles count.
       ensemble: samples per image that are joined into one prediction; ensemble_mode: how (evaluation/ensemble.py).
       seed: of the sampling noise.
       depth_range: metres to which the lstsq protocol clips (a choice per data set; Marigold: KITTI 1e-5 to 80, ...).

@@ -1,6 +1,6 @@
 """Sampling from a trained model: `load(DIR).sample(...)`.
 
-Legend: B batch, H W pixels, N tokens, C channels per token.
+Legend: B batch, H W pixels.
 """
 
 from __future__ import annotations
@@ -11,39 +11,42 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mf_jax.checkpoint.saved_model import SavedModel
 from mf_jax.config.config import Config
 from mf_jax.configurable import nearest
-from mf_jax.diffusion.sampler import euler
 from mf_jax.diffusion.schedule import schedules
+from mf_jax.inference.compiled import CompiledSampler
 from mf_jax.inference.modes import SamplingMode, conditioned_on, sampling_modes
-from mf_jax.joint_model import JointModel, Params
 from mf_jax.modalities.base import Batch
 from mf_jax.models import frozen
+from mf_jax.parallel import inference_mesh, sharding
+from mf_jax.parallel.processes import ProcessGroup
 
 
 class Pipeline:
-    """A model with its weights. Calls with the same settings and batch size share one compilation.
+    """A model with its weights, on all devices. Calls with the same settings and batch size share one compilation.
+
+    Where there are several processes (distributed.joined), all have to make the same calls.
 
     Args:
-      frozen_params: parameters of the model's frozen networks by name.
+      compiled: the model and its weights.
 
     Attributes:
+      params, frozen_params: the weights of the model, and of its frozen networks by name. Those that the model reads in
+        bfloat16 are held in it, see `JointModel.as_read`.
       modes: the ways to sample, by name.
     """
 
-    def __init__(self, config: Config, model: JointModel, params: Params, frozen_params: dict[str, Any], step: int):
+    def __init__(self, config: Config, compiled: CompiledSampler, step: int):
         self.config = config
-        self.model = model
-        self.params = params
-        self.frozen_params = frozen_params
+        self.compiled = compiled
+        self.model = compiled.model
+        self.params, self.frozen_params = compiled.params, compiled.frozen_params
         self.step = step
-        self.modes = sampling_modes(model)
-        self.tokenizer = model.text.tokenizer()
-        self._compiled = functools.lru_cache(maxsize=16)(self._build)
+        self.modes = sampling_modes(self.model)
+        self.tokenizer = self.model.text.tokenizer()
 
     def sample(
         self,
@@ -75,7 +78,8 @@ class Pipeline:
             first, replaces all others.
           conditions: by modality, for one example or for each, stretched to the model's resolution; see `condition` of
             its codec. image: uint8 (H, W, 3) or (B, H, W, 3). depth: float (H, W) or (B, H, W), any unit; 0, NaN, inf
-            are missing and become noise.
+            are missing and become noise. Each of several processes reads only the rows that it holds
+            (`CompiledSampler.rows`).
 
         Returns:
           By modality, at the model's resolution: image uint8 (B, H, W, 3), depth float32 (B, H, W). Depth is relative
@@ -120,17 +124,21 @@ class Pipeline:
             what = ", ".join(["prompt", *given, "seed"])
             raise ValueError(f"{what} and batch give different numbers of examples: {sorted(sizes)}")
         count = sizes.pop() if sizes else 1
-        key_B = _noise_keys(seeds, count)
-        ids = [self.tokenizer.fields(p) for p in prompts]
-        text = self._prepared({name: np.stack([one[name] for one in ids]) for name in ids[0]}, count)
-        clean = {name: self._encoded(name, self._prepared(of_one, count)) for name, of_one in fields.items()}
-        run = self._compiled(chosen.clean, steps, mu, log2_alpha, guidance, guide)
-        tokens = run(self.params, clean, text, self._null_text, key_B)
-        if refined:
-            made = tokens[leading]  # its tokens, not rounded to 8-bit pixels
-            run = self._compiled(refined, steps, mu, 0.0, 1.0, guide)
-            tokens = run(self.params, {leading: (made, jnp.ones(made.shape, bool))}, text, self._null_text, key_B)
-        return {name: np.asarray(v) for name, v in self._decode(self.frozen_params, tokens).items()}
+        keys = _noise_keys(seeds, count)
+        text = self._null_text if prompts == [""] else self._text(prompts)
+        given_tokens = self.compiled.conditions(fields, count)
+
+        def run(clean: Sequence[str], conditions: Any, log2_alpha: float, scales: dict[str, float]) -> Any:
+            warped = {name: log2_alpha for name in codecs if name != leading}
+            grid = schedules(tuple(codecs), steps, dict.fromkeys(clean, 0.0), mu=mu, log2_alpha=warped)
+            return self.compiled.sample(keys, grid, conditions, text, self._null_text if scales else None, scales)
+
+        guided = guidance != 1.0 and any(guide in ("all", name) for name in codecs if name not in fields)
+        scales = {name: guidance if guide in ("all", name) else 1.0 for name in codecs} if guided else {}
+        tokens = run(chosen.clean, given_tokens, log2_alpha, scales)
+        if refined:  # from its tokens, which are not rounded to 8-bit pixels
+            tokens = run(refined, {leading: (tokens[leading], np.ones((1, 1, 1), bool))}, 0.0, {})
+        return self.compiled.decode(tokens, count)
 
     def mode_of(self, clean: Collection[str]) -> str:
         """The name of the mode that is conditioned on exactly these modalities.
@@ -151,70 +159,24 @@ class Pipeline:
             raise ValueError(f"mode is {name!r}; it must be one of {', '.join(self.modes)}")
         return self.modes[name]
 
-    def _build(
-        self, clean: tuple[str, ...], steps: int, mu: float, log2_alpha: float, guidance: float, guide: str
-    ) -> Any:
-        """The jitted sampler of one setting: (params, conditions, text, null_text, key_B) -> clean tokens.
-
-        Args:
-          clean: the conditions at t = 0; all others are renoised.
-        """
-        model = self.model
-        warped = {name: log2_alpha for name in model.modalities if name != model.leading}
-        grid = schedules(tuple(model.modalities), steps, dict.fromkeys(clean, 0.0), mu=mu, log2_alpha=warped)
-        scales = {name: guidance if guide == "all" or name == guide else 1.0 for name in model.modalities}
-
-        @jax.jit
-        def run(params: Params, conditions: dict[str, Any], text: Batch, null_text: Batch, key_B: jax.Array) -> Any:
-            noise = {}
-            for i, (name, (rows, columns)) in enumerate(model.grids.items()):
-                shape = (rows * columns, model.modalities[name].codec.channels)
-                noise[name] = jax.vmap(lambda k, i=i, s=shape: jax.random.normal(jax.random.fold_in(k, i), s))(key_B)
-            return euler(
-                functools.partial(model.predict, params),
-                noise,
-                grid,
-                {name: m.prediction for name, m in model.modalities.items()},
-                conditions,
-                text,
-                jax.tree.map(lambda null, given: jnp.broadcast_to(null, given.shape), null_text, text),
-                scales,
-                self.config.objective.t_floor,
-            )
-
-        return run
-
     @functools.cached_property
     def _null_text(self) -> Batch:
-        """The text fields of the empty prompt as the model reads them, leading axis 1."""
-        return self._prepared(self.model.null_text)
+        """What the model reads of the empty prompt, leading axis 1."""
+        return self.compiled.text(self.model.null_text, 1)
 
-    @functools.cached_property
-    def _prepare(self) -> Any:
-        return jax.jit(self.model.with_frozen_features)
-
-    def _prepared(self, batch: dict[str, np.ndarray], count: int = 1) -> Batch:
-        """The fields of `count` examples, or of one repeated, and those that the frozen networks add."""
-        fields = {name: np.broadcast_to(value, (count, *value.shape[1:])) for name, value in batch.items()}
-        return self._prepare(self.frozen_params, fields)
-
-    def _encoded(self, name: str, fields: Batch) -> tuple[jax.Array, jax.Array]:
-        """Clean tokens of a condition, 0 where missing, and which entries were measured; both (B, N, C)."""
-        codec = self.model.modalities[name].codec
-        valid_BNC = codec.valid(fields)
-        return jnp.where(valid_BNC, codec.encode(fields), 0.0), valid_BNC
-
-    @functools.cached_property
-    def _decode(self) -> Any:
-        return jax.jit(self.model.decode)
+    def _text(self, prompts: Sequence[str]) -> Batch:
+        ids = [self.tokenizer.fields(prompt) for prompt in prompts]
+        return self.compiled.text({name: np.stack([one[name] for one in ids]) for name in ids[0]}, len(prompts))
 
 
-def _noise_keys(seeds: np.ndarray, count: int) -> jax.Array:
+def _noise_keys(seeds: np.ndarray, count: int) -> np.ndarray:
+    """Key data (count, ...) of the examples' noise: of (seed, i), or of a seed for each."""
     if seeds.ndim == 0:
-        return jnp.stack([jax.random.fold_in(jax.random.key(int(seeds)), i) for i in range(count)])
+        fold = jax.vmap(jax.random.fold_in, (None, 0))
+        return np.asarray(jax.random.key_data(fold(jax.random.key(int(seeds)), np.arange(count))))
     if seeds.shape != (count,):
         raise ValueError(f"seed has shape {seeds.shape}; it must be one number or one for each of {count} examples")
-    return jnp.stack([jax.random.key(int(seed)) for seed in seeds])
+    return np.stack([np.asarray(jax.random.key_data(jax.random.key(int(seed)))) for seed in seeds])
 
 
 def load(
@@ -223,18 +185,36 @@ def load(
     weights: str = "ema",
     overrides: Sequence[str] = (),
     trust_code: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Pipeline:
-    """Loads a saved model for sampling.
+    """Loads a saved model for sampling, onto all devices.
 
     Args:
       directory: the `--workdir` of a run, or an exported one. step: of a checkpoint; None: the latest.
       weights: "ema" or "params". overrides: of the config, "sample.steps=20".
       trust_code: whether the config in the directory may name modules to import, as modalities of other packages do.
+      group: the processes (distributed.joined), all of which call this; None for one process.
 
     Raises:
       ValueError: no checkpoint there, a damaged one, one that does not fit its own config, weights that are not finite.
     """
+    group = group or ProcessGroup()
     saved = SavedModel(directory, step, overrides, trust_code)
-    params = saved.params(weights)
+    if (of_main := group.broadcast(saved.step)) != saved.step:  # a run is just saving another one
+        raise ValueError(
+            f"process 0 finds step {of_main} in {directory}, this one {saved.step}; choose one with --step"
+        )
+    networks, rules = saved.model.networks, saved.config.mesh.rules
+
+    def bytes_on(mesh: jax.sharding.Mesh) -> int:
+        beside = {name: network.abstract(mesh) for name, network in networks.items()}
+        return inference_mesh.bytes_per_device((saved.abstract(mesh, as_read=True), beside))
+
+    with sharding.rules(rules):
+        mesh = inference_mesh.mesh_of(group.broadcast(inference_mesh.fsdp_size(bytes_on)))
+        params, frozen_params = saved.params(weights, mesh, as_read=True), frozen.load(networks, mesh)
     saved.close()
-    return Pipeline(saved.config, saved.model, params, frozen.load(saved.model.networks), saved.step)
+    floor = saved.config.objective.t_floor
+    model = saved.model.for_sampling(mesh.devices.flat[0].platform)
+    compiled = CompiledSampler(model, params, frozen_params, mesh, rules, floor, group)
+    return Pipeline(saved.config, compiled, saved.step)

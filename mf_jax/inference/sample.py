@@ -11,13 +11,15 @@ from mf_jax.inference import pipeline
 from mf_jax.inference.inputs import read_relative_depth
 from mf_jax.inference.modes import PARTIAL
 from mf_jax.inference.outputs import write_sample
+from mf_jax.parallel.processes import ProcessGroup
 
 
-def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+def sample(arguments: argparse.Namespace, overrides: Sequence[str], group: ProcessGroup) -> None:
     """Runs the `sample` verb and prints the folders that it wrote.
 
     Args:
       arguments: parsed by __main__. overrides: of the config's section `sample`, "sample.steps=20".
+      group: the processes, all of which call this; process 0 writes.
 
     Raises:
       ValueError: invalid files or settings.
@@ -35,7 +37,9 @@ def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             raise ValueError(f"--config.{override}: sampling reads only the section sample of the config")
     if arguments.batch < 1:
         raise ValueError(f"--batch is {arguments.batch}; it must be at least 1")
-    model = pipeline.load(arguments.checkpoint, arguments.step, overrides=overrides, trust_code=arguments.trust_code)
+    model = pipeline.load(
+        arguments.checkpoint, arguments.step, overrides=overrides, trust_code=arguments.trust_code, group=group
+    )
     mode = PARTIAL if arguments.partial else model.mode_of(tuple(inputs))
     if "image" not in model.model.modalities:
         raise ValueError(
@@ -52,7 +56,7 @@ def sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     }
     result = model.sample(mode, arguments.prompt, batch=arguments.batch, **settings, **inputs)
     defaults = model.config.sample
-    for i in range(arguments.batch):
+    for i in range(arguments.batch if group.is_main else 0):
         folder = write_sample(
             arguments.output_dir,
             result["image"][i],

@@ -3,6 +3,8 @@
     xla      plain products and softmax, on any platform; the only one that takes a bias
     splash   Pallas kernel for TPUs that never holds the logits; "splash_interpret" runs it step by step on a CPU
     cudnn    the fused kernel of cuDNN, for bfloat16 on NVIDIA GPUs
+    heads    plain products and softmax, one key/value head at a time, whose logits stay in a CPU's cache; for sampling
+             alone, see `kernel_for_sampling`
 
 On a mesh, heads are split over `tensor` and queries over `context`; keys and values are gathered over `context`.
 
@@ -54,6 +56,11 @@ def kernel_for(name: str, platform: str, dtype: jnp.dtype) -> str:
             f"model.attention is 'cudnn', a kernel for bfloat16 on GPUs; this is {jnp.dtype(dtype).name} on {platform}"
         )
     return name
+
+
+def kernel_for_sampling(name: str, platform: str) -> str:
+    """The kernel to sample with, where that to train with is `name` (by `kernel_for`)."""
+    return "heads" if name == "xla" and platform == "cpu" else name
 
 
 def attention(q_BNHE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
@@ -125,13 +132,34 @@ def _fused(q, k, v, kernel, valid_BM, scale):
     elif heads != kv_heads:  # query heads split, key/value heads whole
         k, v = (jnp.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
         kv_axes = ("batch", "heads", "key_sequence", "head")
-    call = functools.partial(_splash if kernel.startswith("splash") else _cudnn, kernel=kernel, scale=scale)
+    function = {"cudnn": _cudnn, "heads": _heads}.get(kernel, _splash)
+    call = functools.partial(function, kernel=kernel, scale=scale)
     arrays = [q, k, v]
     axes: list[tuple[str | None, ...]] = [QUERY_AXES, kv_axes, kv_axes]
     if valid_BM is not None:
         arrays.append(valid_BM)
         axes.append(("batch", "key_sequence"))
     return sharding.per_device(call, axes, QUERY_AXES)(*arrays)
+
+
+def _heads(q, k, v, valid_BM=None, *, kernel, scale):
+    B, H, N, E = q.shape
+    K, M = k.shape[1:3]
+    rows = (q * scale).reshape(B * K, (H // K) * N, E)
+    hidden_BM = None if valid_BM is None else jnp.repeat(~valid_BM, K, axis=0)
+    precision = jax.lax.Precision.HIGHEST if v.dtype == jnp.float32 else None
+
+    def one(head):
+        q_RE, k_ME, v_ME, hidden_M = head
+        logits = jnp.matmul(q_RE, k_ME.T, precision=precision, preferred_element_type=jnp.float32)
+        if hidden_M is not None:
+            logits = jnp.where(hidden_M, HIDDEN, logits)
+        weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+        out = jnp.matmul(weights.astype(v.dtype), v_ME, precision=precision, preferred_element_type=jnp.float32)
+        return (out / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
+
+    out = jax.lax.map(one, (rows, k.reshape(B * K, M, E), v.reshape(B * K, M, E), hidden_BM))
+    return out.reshape(B, H, N, E)
 
 
 def _cudnn(q, k, v, valid_BM=None, *, kernel, scale):

@@ -39,7 +39,11 @@ class Missing(ConnectionError):
 
 @contextlib.contextmanager
 def joined(
-    spec: ClusterSpec | None, must_match: Mapping[str, str], explain: Callable[[Exception], tuple[str, int] | None]
+    spec: ClusterSpec | None,
+    must_match: Mapping[str, str],
+    explain: Callable[[Exception], tuple[str, int] | None],
+    verb: str = "train",
+    after_death: str = "",
 ) -> Iterator[ProcessGroup]:
     """Context of the process group of a run, all connected and jax.distributed initialised.
 
@@ -50,6 +54,7 @@ def joined(
       spec: None for a group of one.
       must_match: values that must be identical in all processes, by name, such as those of the config.
       explain: returns (message, exit status) for an expected error; None for others, which get a traceback.
+      verb, after_death: of messages, see ProcessGroup.
 
     Raises:
       Missing: a process that did not connect, a coordinator that cannot be reached.
@@ -60,7 +65,7 @@ def joined(
         return
     must_match = {"jax": jax.__version__, **must_match}
     peers = _accept_all(spec, must_match) if spec.process == 0 else _connect_to_main(spec, must_match)
-    group = ProcessGroup(spec.process, peers)
+    group = ProcessGroup(spec.process, peers, verb, after_death)
     try:
         # The preemption service would take SIGTERM, which ProcessGroup.should_stop is for.
         jax.config.update("jax_enable_preemption_service", False)

@@ -1,4 +1,4 @@
-"""The process group of a run: failure detection, agreed stopping, broadcasts from process 0, maxima and barriers.
+"""The process group of a run: failure detection, agreed stopping, messages from and to process 0, barriers.
 
 Every process keeps one TCP connection to process 0 for as long as the run lasts, and a thread that listens to it. So
 
@@ -49,20 +49,29 @@ def wait_readable(sources: Iterable[Source], timeout: float | None = None) -> li
 class ProcessGroup:
     """The processes of a run and the messages between them. `ProcessGroup()` is a group of one, which never waits."""
 
-    def __init__(self, process: int = 0, peers: Mapping[int, tuple[Connection, str]] | None = None):
+    def __init__(
+        self,
+        process: int = 0,
+        peers: Mapping[int, tuple[Connection, str]] | None = None,
+        verb: str = "train",
+        after_death: str = "",
+    ):
         """Starts the listening thread, in a group of several.
 
         Args:
           process: index of this process. peers: {index: (connection, host name)}: on process 0 all others, on the
             others {0: ...}; None for a group of one.
+          verb: of the command line, which messages begin with. after_death: what to do when a process has died, the end
+            of that message.
         """
         self.process = process
+        self._verb, self._after_death = verb, after_death
         self._hosts = {index: host for index, (_, host) in (peers or {}).items()}
         self._peers = {index: connection for index, (connection, _) in (peers or {}).items()}
         self._sending = threading.Lock()
         self._broadcasts: queue.Queue[Any] = queue.Queue()
         self._arrived: queue.Queue[int] = queue.Queue()  # on process 0: indices of processes that reached `barrier`
-        self._offered: queue.Queue[list[int]] = queue.Queue()  # on process 0: what the others gave `maximum`
+        self._gathered: dict[int, queue.Queue[Any]] = {index: queue.Queue() for index in self._peers}
         self._finished: set[int] = set()  # processes whose end is not a failure
         self._ending = threading.Event()
         self._calls = 0  # of `should_stop`
@@ -96,6 +105,16 @@ class ProcessGroup:
             return value
         return self._broadcasts.get()
 
+    def gather(self, value: Any) -> list[Any]:
+        """Returns the values of all processes by index on process 0, [] on the others, which do not wait.
+
+        All must call it, in the same order. Values are sent as JSON, of at most MAX_MESSAGE bytes.
+        """
+        if self.is_main:
+            return [value, *(self._gathered[index].get() for index in sorted(self._peers))]
+        self._send({"gathered": value})
+        return []
+
     def barrier(self) -> None:
         """Waits until all processes have called it equally often."""
         if self.is_main:
@@ -107,12 +126,8 @@ class ProcessGroup:
 
     def maximum(self, values: Sequence[int]) -> tuple[int, ...]:
         """The largest of all processes of each value; all must call it, in the same order."""
-        if self.is_main:
-            offered = [values, *(self._offered.get() for _ in self._peers)]
-            values = [int(max(of_one)) for of_one in zip(*offered, strict=True)]
-        else:
-            self._send({"maximum": [int(value) for value in values]})
-        return tuple(self.broadcast(values))
+        offered = self.gather([int(value) for value in values])
+        return tuple(self.broadcast([max(of_one) for of_one in zip(*offered, strict=True)]))
 
     def should_stop(self, requests: Sequence[str]) -> bool:
         """Whether to stop after this step; every process must call it once per step, and gets True at the same call.
@@ -149,7 +164,7 @@ class ProcessGroup:
             time.sleep(2 * EXIT_WAIT)
         self._ending.set()
         self._send({"end": f"process {self.process} ended the run: {text}", "status": status})
-        _briefly(_write_error, f"{details}mf_jax train: {text}\n")
+        _briefly(_write_error, f"{details}mf_jax {self._verb}: {text}\n")
         self._thread.join(EXIT_WAIT)
         self._exit(status)
 
@@ -177,8 +192,8 @@ class ProcessGroup:
                     del sources[source]
                     if index not in self._finished and not self._ending.is_set():
                         self._end(
-                            f"process {index} on {self._hosts[index]} has died or cannot be reached any more; the last "
-                            "checkpoint is kept, the same command goes on from there",
+                            f"process {index} on {self._hosts[index]} has died or cannot be reached any more"
+                            + self._after_death,
                             status=1,
                             sources=sources,
                         )
@@ -191,8 +206,8 @@ class ProcessGroup:
                     self._finished.add(index)
                 elif "barrier" in message:
                     self._arrived.put(index)
-                elif "maximum" in message:
-                    self._offered.put(message["maximum"])
+                elif "gathered" in message:
+                    self._gathered[index].put(message["gathered"])
                 elif "broadcast" in message:
                     self._broadcasts.put(message["broadcast"])
                 else:
@@ -229,7 +244,7 @@ class ProcessGroup:
         self._ending.set()
         if self.is_main:
             self._send({"end": text, "status": status})
-        _briefly(_write_error, f"mf_jax train: {text}\n")
+        _briefly(_write_error, f"mf_jax {self._verb}: {text}\n")
         if self.is_main:
             deadline = time.monotonic() + EXIT_WAIT
             while len(sources) > 1 and (ready := wait_readable(sources, max(0.0, deadline - time.monotonic()))):

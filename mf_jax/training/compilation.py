@@ -112,5 +112,5 @@ def compile_for_run(
     compiled = compile_with_options(lowered, options)
     if dump is not None:
         atomic_file.write_bytes(dump / "train_step.stablehlo.txt", lowered.as_text().encode())
-        atomic_file.write_bytes(dump / "train_step.optimized.txt", compiled.as_text().encode())
+        atomic_file.write_bytes(dump / "train_step.optimized.txt", (compiled.as_text() or "").encode())
     return compiled

@@ -205,7 +205,7 @@ def test_forward_passes_per_step(scale, rows):
     assert len(calls) == 5
     for x, t, text in calls:
         assert x["image"].shape == (rows, N, C) and t["depth"].shape == (rows,)
-        np.testing.assert_array_equal(text, TEXT if rows == B else np.concatenate([TEXT, NULL]))
+        np.testing.assert_array_equal(text, TEXT if rows == B else np.stack([TEXT, NULL], axis=1).reshape(rows, -1))
 
 
 def test_what_the_network_is_shown():

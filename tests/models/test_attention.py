@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mf_jax.models.attention import HIDDEN, attention, kernel_for
+from mf_jax.models.attention import HIDDEN, attention, kernel_for, kernel_for_sampling
 
 B, H, K, E = 2, 6, 2, 8
 
@@ -39,7 +39,7 @@ def definition(q, k, v, valid=None, bias=None, scale=None):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "N", "M"), [("xla", 7, 5), ("splash_interpret", 130, 130), ("splash_interpret", 7, 300)]
+    ("kernel", "N", "M"), [("xla", 7, 5), ("heads", 7, 5), ("splash_interpret", 130, 130), ("splash_interpret", 7, 300)]
 )
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_kernel_is_the_definition(kernel, N, M, padded):
@@ -147,3 +147,10 @@ def test_the_cudnn_kernel_is_called_with_the_right_mask(monkeypatch):
     np.testing.assert_allclose(got, definition(q, k, v, valid), atol=1e-5)
     np.testing.assert_allclose(attention(*single(q, k, v), "cudnn"), definition(q, k, v), atol=1e-5)
     assert asked == ["cudnn"] * 2
+
+
+def test_kernels_for_sampling():
+    """Another one than in training only where XLA's would run on a CPU."""
+    for name, platform, expected in (("xla", "cpu", "heads"), ("xla", "gpu", "xla"), ("splash", "tpu", "splash")):
+        assert kernel_for_sampling(name, platform) == expected
+    assert kernel_for_sampling("splash_interpret", "cpu") == "splash_interpret"

@@ -166,3 +166,17 @@ def test_all_processes_get_the_largest_of_each_number(groups):
     expected = [tuple(max(of_one[step][i] for of_one in given) for i in range(2)) for step in range(20)]
     assert in_threads([lambda group=group: agree(group) for group in groups(3)]) == [expected] * 3
     assert ProcessGroup().maximum([3, 1]) == (3, 1)
+
+
+def test_values_of_all_arrive_at_process_0_in_order(groups):
+    """Twice in a row, whoever is slow; nobody else waits."""
+    together = groups(3)
+
+    def told(group):
+        time.sleep(0.2 * (2 - group.process))
+        return [group.gather({"of": group.process, "round": i, "third": 1 / 3}) for i in range(2)]
+
+    results = in_threads([lambda g=group: told(g) for group in together])
+    assert results[0] == [[{"of": p, "round": i, "third": 1 / 3} for p in range(3)] for i in range(2)]
+    assert results[1] == results[2] == [[], []]
+    assert ProcessGroup().gather(5) == [5]
