@@ -55,6 +55,16 @@ class Job:
     arguments: tuple[train_state.TrainState, dict[str, Any], dict[str, Any], Any]
     assumed: tuple[str, ...]
 
+    @property
+    def device_kind(self) -> str:
+        return self.mesh.devices.flat[0].device_kind
+
+    @property
+    def slices(self) -> list[int]:
+        """The slice of TPUs, or the node of GPUs, of every device, in the order of the mesh."""
+        devices = self.mesh.devices.flat
+        return [getattr(d, "slice_index", 0) if d.platform == "tpu" else d.process_index for d in devices]
+
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -88,13 +98,14 @@ class Memory:
 class Program:
     """A compiled step.
 
-    Attributes: text: of the optimised HLO. lowering, compiling: seconds.
+    Attributes: text: of the optimised HLO. lowering, compiling: seconds. options: of the compiler.
     """
 
     memory: Memory
     text: str
     lowering: float
     compiling: float
+    options: dict[str, Any]
 
 
 def make_job(config: Config, devices: Sequence[jax.Device]) -> Job:
@@ -152,12 +163,18 @@ def label(name: str) -> str:
     return "text encoder" if name == "text" else f"autoencoder of {name}"
 
 
+def compiler_options(config: Config, device: jax.Device) -> dict[str, Any]:
+    """The options of the compiler with which the step is compiled for a device."""
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1000000} if device.platform == "tpu" else {}
+
+
 def compile_step(job: Job) -> Program:
-    """Lowers and compiles the step.
+    """Lowers and compiles the step, with the options that a run compiles it with.
 
     Raises:
       OutOfMemory: the compiler says that it cannot fit.
     """
+    options = compiler_options(job.config, job.mesh.devices.flat[0])
     start = time.perf_counter()
     with sharding.rules(job.config.mesh.rules):
         step = jit_train_step(job.model, job.config, job.mesh)
@@ -165,11 +182,12 @@ def compile_step(job: Job) -> Program:
             lowered = step.lower(*job.arguments)
         lowering = time.perf_counter() - start
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             raise (_out_of_memory(str(error)) or error) from None
     compiling = time.perf_counter() - start - lowering
-    return Program(_memory(job, compiled.memory_analysis()), compiled.as_text(), lowering, compiling)
+    memory = _memory(job, compiled.memory_analysis())
+    return Program(memory, compiled.as_text(), lowering, compiling, options)
 
 
 def argument_bytes(job: Job) -> dict[str, int]:
