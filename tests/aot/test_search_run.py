@@ -64,7 +64,7 @@ def test_table_and_overrides(compiler, config, capsys):
     assert any(line.endswith("none              10.00  does not fit") for line in rows)
     best = "--config.model.remat=full --config.mesh.data=1 --config.mesh.fsdp=1 --config.train.batch={} "
     assert f"fastest, by the geometric mean of both figures: {best.format(64)}--config.train.accumulate=1" in out
-    assert f"fastest with the config's own batch: {best.format(8)}--config.train.accumulate=8" in out
+    assert f"fastest with the config's own batch: {best.format(8)}--config.train.accumulate=1" in out
 
 
 def test_an_interrupted_search_goes_on(compiler, config, monkeypatch, capsys):
