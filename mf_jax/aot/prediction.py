@@ -89,12 +89,12 @@ def prediction_report(predicted: Prediction, chip: Chip, peak: float) -> Iterato
     low, high = sorted((100 * mfu.roofline, 100 * mfu.cycles))
     yield f"predicted step: {milliseconds(seconds)} ms, MFU {low:.1f} to {high:.1f} %"
     yield f"  {'ms by':<28}{'roofline':>10}{'compiler':>10}"
+    notes = {COLLECTIVES: f"  of {milliseconds(predicted.schedule.links)} on the links"}
+    if chip.attention is not None:
+        notes[ATTENTION] = f"  kernels at an assumed {chip.attention:.0%} of the peak"
     for kind in KINDS:
         of_kind = predicted.schedule.total((kind,))
-        note = (
-            f"  kernels at an assumed {chip.attention:.0%} of the peak" if kind == ATTENTION and chip.attention else ""
-        )
-        yield f"  {kind:<28}{of_kind.roofline * 1e3:10.1f}{of_kind.cycles * 1e3:10.1f}{note}"
+        yield f"  {kind:<28}{_columns(of_kind)}{notes.get(kind, '')}"
     if predicted.frozen != Times():
         yield f"  {'frozen networks, of these':<28}{_columns(predicted.frozen)}"
     yield from _caveats(predicted.schedule)

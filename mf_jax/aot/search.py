@@ -5,9 +5,9 @@ counts are examples per second, by the geometric mean of the two figures of the 
 is ahead by one figure and behind by the other wins if it wins by more than it loses.
 
 A try is a compilation of minutes, so that not all are made. From the config's own variant, the search goes along one
-axis after the other, from alternative to alternative, as long as that is faster (all remat presets, which are few), and
-begins anew until a whole round brings nothing. If the config's own does not fit, it first goes down every axis until
-something fits. Not compiled are
+axis after the other, from alternative to alternative, as long as that is faster (the first time to all remat presets,
+which are few), and begins anew until a whole round brings nothing. If the config's own does not fit, it first goes down
+every axis until something fits. Not compiled are
 
     what cannot fit   every axis is ordered by the memory that it takes. A variant that is nowhere lower than one that
                       did not fit does not fit either; nor does a part that is too large by the slope of two others
@@ -40,7 +40,8 @@ class Axis:
     Attributes:
       alternatives: overrides, {"mesh.data": 2, "mesh.fsdp": 8}.
       start: the config's own.
-      directions: in which the search goes once something fits. all: it does not stop where it gets slower.
+      directions: in which the search goes once something fits. all: in its first round, it does not stop where it gets
+        slower.
     """
 
     alternatives: tuple[Overrides, ...]
@@ -109,13 +110,14 @@ class Search:
     def run(self) -> Try | None:
         """The fastest variant found that fits; None if none does."""
         best = self._fitting(tuple(axis.start for axis in self.axes))
+        is_first = True
         while best is not None:
             found = best
-            for i in range(len(self.axes)):
-                found = self._along(found, i)
+            for i, axis in enumerate(self.axes):
+                found = self._along(found, i, axis.all and is_first)
             if found == best:
                 return self.tries[best]
-            best = found
+            best, is_first = found, False
         return None
 
     def _fitting(self, at: Position) -> Position | None:
@@ -129,7 +131,7 @@ class Search:
                     return at
         return None
 
-    def _along(self, best: Position, i: int) -> Position:
+    def _along(self, best: Position, i: int, all: bool) -> Position:
         """The best of the variants that differ from the best so far on one axis, as far as the search goes there."""
         start, axis = best, self.axes[i]
         for direction in axis.directions:
@@ -140,10 +142,10 @@ class Search:
                     best = at
                 elif direction > 0 and found.verdict in (DOES_NOT_FIT, CANNOT_FIT):
                     break  # nor does what takes more
-                elif found.result is not None and not axis.all:
+                elif found.result is not None and not all:
                     break  # slower
                 at = _moved(at, i, direction)
-            if best != start and not axis.all:
+            if best != start and not all:
                 break  # the other direction is slower
         return best
 

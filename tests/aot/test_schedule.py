@@ -205,7 +205,9 @@ WORK  ROOT t = (s32[], u8[500]{0}) tuple(x, x)
 
 def test_loop():
     """Seven rounds of 1 us; what a round has started and not ended is waited for at its end: 1 and 3 us more."""
-    lines = "  t = (s32[], u8[500]{0}) tuple(x, x)\n  loop = (s32[], u8[500]{0}) while(t), condition=condition, body=body"
+    lines = (
+        "  t = (s32[], u8[500]{0}) tuple(x, x)\n  loop = (s32[], u8[500]{0}) while(t), condition=condition, body=body"
+    )
     known = lines + ', backend_config={"known_trip_count":{"n":"7"}}'
     found = run(known, LOOP)
     assert times(found.total()) == (14, 28)

@@ -68,6 +68,7 @@ def test_fastest_along_the_axes():
     assert stub.run(10_000, axes()) == ("none", 1, 64, 1)
     assert stub.compiled[:4] == [(preset, 4, 16, 4) for preset in ("full", "attention_mlp", "dots", "none")]
     assert len(stub.compiled) == len(set(stub.compiled)) == len(stub.seen)
+    assert [name for name in stub.compiled if name[0] == "full"] == [("full", 4, 16, 4)]  # all presets only once
 
 
 def test_rate_is_by_the_geometric_mean():
