@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 
-import mf_jax
 from mf_jax.aot.search import Result
 from mf_jax.config import loading
 from mf_jax.config.config import Config
@@ -60,7 +59,7 @@ def _version(package: str) -> str:
 
 
 def _source() -> str:
-    folder = pathlib.Path(mf_jax.__file__).parent
+    folder = pathlib.Path(__file__).parents[1]
     found = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         found.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())

@@ -69,13 +69,13 @@ CUBLAS = (
             "convolution(a, b), window={size=3x3 stride=2x2 pad=0_1x0_1}, dim_labels=b01f_01io->b01f",
             2 * 8 * 7 * 6 * 5 * 5,
         ),
-        # A window of 3 with gaps of 1 on 7 elements: 3 places of 3.
+        # A window of 3 with gaps of 1, on 5 elements with a border of 1: 2, 3 and 2 of it are inside.
         (
-            "f32[8,7,6]",
+            "f32[8,5,6]",
             "f32[3,6,7]",
             "f32[8,3,7]",
-            "convolution(a, b), window={size=3 rhs_dilate=2}, dim_labels=b0f_0io->b0f",
-            2 * 8 * 7 * 6 * 9,
+            "convolution(a, b), window={size=3 pad=1_1 rhs_dilate=2}, dim_labels=b0f_0io->b0f",
+            2 * 8 * 7 * 6 * 7,
         ),
         ("f32[5,6]", "f32[5,6]", "f32[5,6]", "add(a, b)", 0),
     ],

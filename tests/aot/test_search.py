@@ -102,6 +102,14 @@ def test_memory_that_cannot_suffice_is_not_compiled():
     assert not any(name[0] == "none" for name in stub.compiled)
 
 
+def test_nor_is_what_needs_more_on_another_axis():
+    """'attention_mlp' does not fit with parts of 1; when parts of 2 are the best, it is not compiled again."""
+    stub = Stub(impossible=(2, 1))
+    assert stub.run(17.5, axes()) == ("full", 4, 16, 2)
+    assert stub.verdicts["attention_mlp", 4, 16, 4] == DOES_NOT_FIT
+    assert stub.verdicts["attention_mlp", 4, 16, 2] == CANNOT_FIT
+
+
 def test_extrapolated_part():
     """Parts of 1, 2 and 4 examples need 16 more each: 30, 46 and 78 of 100; 8 would need 142, which nobody compiles."""
     stub = Stub(impossible=(2, 1))

@@ -102,11 +102,15 @@ def test_what_a_result_depends_on(config, tiny_config, monkeypatch):
     assert own != search_results.key(resolve(tiny_config, ["model.remat=dots"]), devices, {"a": 1})
     assert own != search_results.key(config, devices, {"a": 2})
     assert own != search_results.key(config, devices * 2, {"a": 1})
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--something")
-    assert own != search_results.key(config, devices, {"a": 1})
-    monkeypatch.delenv("LIBTPU_INIT_ARGS")
-    monkeypatch.setattr(search_results.importlib.metadata, "version", lambda package: "0.0.1")
-    assert own != search_results.key(config, devices, {"a": 1})
+    for change in (
+        lambda: monkeypatch.setenv("LIBTPU_INIT_ARGS", "--something"),
+        lambda: monkeypatch.setattr(search_results.importlib.metadata, "version", lambda package: "0.0.1"),
+        lambda: monkeypatch.setattr(search_results, "_source", lambda: "another"),
+    ):
+        change()
+        assert own != search_results.key(config, devices, {"a": 1})
+        monkeypatch.undo()
+        assert own == search_results.key(config, devices, {"a": 1})
 
 
 def test_axes(tiny_config):
