@@ -134,7 +134,7 @@ def places_table(entries: Iterable[Entry], trained: Collection[str], peak: float
     yield f"  {'part':<46}{'':<10}{'':<11}{columns}".rstrip()
     for row in found[:ROWS]:
         where = row.where
-        part = where.part or ("-" if not where.network else f"{where.network} itself")
+        part = where.part or (f"{where.network} itself" if where.network else "outside of networks")
         if where.network and where.network not in trained and where.part:
             part = f"{where.network}: {part}"
         line = f"  {_fitted(part, 45):<46}{where.part_of_step:<10}{_SHORT[row.kind]:<11}"

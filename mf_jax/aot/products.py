@@ -1,7 +1,7 @@
 """FLOPs of the matrix products in an optimised HLO module, 2 per multiply-add.
 
 The TPU compiler writes a matrix product as a convolution, batched ones with the batch as a dilated spatial dimension,
-so only the places of a window that meet an element of the input count. The GPU compiler calls cuBLAS for some.
+so only the places of a window that meet an element of the input count. The GPU compiler calls cuBLAS and cuDNN.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from mf_jax.aot.hlo import Computation, Instruction, Module, dimensions
 
+_CUDNN = re.compile(r'"__cudnn\$conv\w*Forward"')
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:s|ensions)"?[=:][{\[]([^}\]]*)')
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
@@ -22,7 +23,7 @@ def product_flops(module: Module, computation: Computation, instruction: Instruc
     """FLOPs of the products in an instruction, those that a fusion calls included; loops inside it are not followed."""
     if instruction.opcode == "dot" or '"__cublas$' in instruction.text:
         return _dot(computation, instruction)
-    if instruction.opcode == "convolution":
+    if instruction.opcode == "convolution" or _CUDNN.search(instruction.text):
         return _convolution(computation, instruction)
     if instruction.opcode != "fusion":
         return 0

@@ -96,7 +96,7 @@ def test_table():
         "trunk/q forward product 40.0 80.0 100% 50%",
         "trunk/q backward collective 20.0 45.0",
         "trunk/mha forward attention 25.0 25.0 40% 40%",
-        "- update other 10.0 30.0",
+        "outside of networks update other 10.0 30.0",
         "Encoder: block forward other 5.0 10.0",
     ]
 

@@ -61,6 +61,14 @@ CUBLAS = (
             "convolution(a, b), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
             2 * 8 * 7 * 6 * 10 * 10,
         ),
+        (
+            "f32[8,4,4,6]",
+            "f32[3,3,6,7]",
+            "(f32[8,4,4,7], u8[0])",
+            "custom-call(a, b), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, "
+            'custom_call_target="__cudnn$convForward"',
+            2 * 8 * 7 * 6 * 10 * 10,
+        ),
         # In steps of 2 with a border after the end alone: 3 + 2.
         (
             "f32[8,4,4,6]",
