@@ -71,11 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--checkpoint", metavar="DIR", help="the --workdir of a training run")
     show.add_argument("--devices", type=int, help="with --config: that the mesh is laid over (default: those here)")
 
-    aot = verb("compile", "compile the training step for devices that need not be there: memory, collectives", True)
+    aot = verb("compile", "compile the training step for devices that need not be there: memory, time", True)
     aot.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file, see configs/")
     aot.add_argument("--topology", metavar="NAME", help="v5e:4x4, v5p:4x4x4, h200:1x2x8 (default: the devices at hand)")
     aot.add_argument("--slices", type=int, default=1, help="number of TPU slices of that topology (default: 1)")
-    aot.add_argument("--search", action="store_true", help="find the largest batch and the cheapest remat that fit")
+    aot.add_argument("--search", action="store_true", help="find the fastest mesh, batch and remat that fit")
 
     bring = verb("import", "published weights (FLUX.2, the official model) to a checkpoint to start from", True)
     bring.add_argument("--source", required=True, metavar="PATH", help="safetensors file, or a directory of them")

@@ -73,11 +73,14 @@ def leaves(shape: str) -> list[tuple[int, bool]]:
     return found
 
 
+def shapes(shape: str) -> list[tuple[int, ...]]:
+    """The sizes of every array of a shape."""
+    return [tuple(int(size) for size in found["sizes"].split(",") if size) for found in _ARRAY.finditer(shape)]
+
+
 def dimensions(shape: str) -> tuple[int, ...]:
     """The sizes of the first array of a shape."""
-    found = _ARRAY.search(shape)
-    assert found, shape
-    return tuple(int(size) for size in found["sizes"].split(",") if size)
+    return shapes(shape)[0]
 
 
 def _bits(dtype: str) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mf_jax.aot.hlo import Computation, Instruction, dimensions
+from mf_jax.aot.hlo import Computation, Instruction, dimensions, shapes
 
 # Matrix products between all queries and all keys that each kernel does, by the beginning of its name.
 PRODUCTS = {
@@ -23,16 +23,12 @@ def is_kernel(instruction: Instruction) -> bool:
 def attention_flops(computation: Computation, kernel: Instruction) -> int | None:
     """FLOPs of an attention kernel, 2 per multiply-add, nothing masked; None for a kernel that is not known."""
     products = next((n for name, n in PRODUCTS.items() if kernel.name.startswith(name)), None)
-    if products is None:
+    operands = [dimensions(computation.instructions[name].shape) for name in kernel.operands]
+    heads = [shape for shape in operands if len(shape) == 4]  # (B, H, N, E), (B, K, M, E), ...
+    if products is None or len(heads) < 2:
         return None
-    shapes = [dimensions(computation.instructions[name].shape) for name in kernel.operands]
-    q, k = [shape for shape in shapes if len(shape) == 4][:2]  # (B, H, N, E), (B, K, M, E)
-    if products == PRODUCTS["splash_mha_dkv"] and _makes_query_gradient(kernel, q):
+    q, k = heads[:2]
+    gradients = sum(len(shape) >= 4 for shape in shapes(kernel.shape))
+    if products == PRODUCTS["splash_mha_dkv"] and gradients > 2:  # besides those of keys and values
         products = FUSED_BACKWARD
     return 2 * products * math.prod(q) * k[2]
-
-
-def _makes_query_gradient(kernel: Instruction, q: tuple[int, ...]) -> bool:
-    """Whether a dkv kernel's results have one of the size of the queries besides keys and values: (.., B, H, N, E)."""
-    size = "[" + ",".join(map(str, q)) + "]"
-    return size in kernel.shape.replace("[1,", "[")

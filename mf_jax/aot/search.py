@@ -1,130 +1,208 @@
-"""Search for the largest batch and the cheapest remat preset that fit, by a few full compilations.
+"""Search for the fastest variant of a config that fits into the memory of the devices, by a few full compilations.
 
-Memory grows with the examples that a device computes at a time (its part of the batch, divided by train.accumulate)
-and falls from preset to preset. First, the cheapest preset that fits the config's own batch is looked for; if none
-does, the most frugal one with smaller parts. Then the parts are enlarged as long as they fit: by less accumulation, at
-the end by a larger batch.
+A variant is one alternative on each axis: the remat preset, the layout of the mesh, the batch and its parts. What
+counts are examples per second, by the geometric mean of the two figures of the prediction (schedule.py): a variant that
+is ahead by one figure and behind by the other wins if it wins by more than it loses.
+
+A try is a compilation of minutes, so that not all are made. From the config's own variant, the search goes along one
+axis after the other, from alternative to alternative, as long as that is faster (the first time to all remat presets,
+which are few), and begins anew until a whole round brings nothing. If the config's own does not fit, it first goes down
+every axis until something fits. Not compiled are
+
+    what cannot fit   every axis is ordered by the memory that it takes. A variant that is nowhere lower than one that
+                      did not fit does not fit either; nor does a part that is too large by the slope of two others
+    what cannot win   the FLOPs of a variant at the peak give more examples per second than either figure. If that is
+                      not more than the best so far has, the variant has no chance
+    smaller parts     once something fits: they do the same work with weights that are gathered more often
+
+The result is the best along the axes, which need not be the best of all combinations.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import jax
+TOO_LARGE = 1.1  # of the available memory: what is expected to need more is not compiled
+FITS, DOES_NOT_FIT = "fits", "does not fit"
+CANNOT_FIT, CANNOT_WIN = "cannot fit, not compiled", "cannot be faster, not compiled"
+_PARTS = ("train.batch", "train.accumulate")
+Overrides = Mapping[str, Any]
+Position = tuple[int, ...]  # the alternative on each axis
 
-from mf_jax.aot import step
-from mf_jax.config.config import Config
-from mf_jax.models.remat import PRESETS
-from mf_jax.monitoring.chips import CHIPS, GIB
 
-LARGER = 3  # tries with larger parts
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Alternatives of a config, by the memory that they take, the least first.
+
+    Attributes:
+      alternatives: overrides, {"mesh.data": 2, "mesh.fsdp": 8}.
+      start: the config's own.
+      directions: in which the search goes once something fits. all: in its first round, it does not stop where it gets
+        slower.
+    """
+
+    alternatives: tuple[Overrides, ...]
+    start: int
+    directions: tuple[int, ...] = (1, -1)
+    all: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What the compilation of a variant says.
+
+    Attributes:
+      needed: bytes per device; where the compiler gives up, what it had placed until then.
+      roofline, cycles: predicted seconds by the two figures; 0 where the compiler gave up.
+      ideal: seconds of the model's FLOPs at the peak.
+    """
+
+    needed: float
+    roofline: float = 0.0
+    cycles: float = 0.0
+    ideal: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Try:
-    """One batch and remat preset, and whether it fits.
+    """One variant.
 
     Attributes:
-      part: examples that a device computes at a time. needed: bytes, with what the compiler says where it gives up.
-      skipped: not compiled, because the tries before it show that it cannot fit; `needed` is extrapolated from them.
+      result: None where nothing was compiled. verdict: FITS, or why not.
+      rate: examples per second, by the geometric mean of both figures; 0 where it does not fit.
     """
 
-    batch: int
-    accumulate: int
-    remat: str
-    part: int
-    needed: float
-    fits: bool
-    skipped: bool = False
+    overrides: dict[str, Any]
+    result: Result | None
+    verdict: str
+    rate: float = 0.0
+
+    @property
+    def fits(self) -> bool:
+        return self.verdict == FITS
 
 
-def search(
-    batch: int, accumulate: int, shares: int, available: float, need: Callable[[int, int, str], float]
-) -> Iterator[Try]:
-    """The tries, in order; the last that fits is the answer.
+class Search:
+    """A search over axes.
 
     Args:
-      shares: in how many the devices deal a batch. available: bytes per device.
-      need: (batch, accumulate, remat) -> bytes per device.
+      available: bytes per device.
+      measure: overrides -> result of their compilation.
+      most: overrides -> examples per second that they cannot exceed. ValueError: there is no such variant.
+      seen: called with every try.
     """
-    whole = batch // shares
 
-    def attempt(batch: int, accumulate: int, remat: str) -> Try:
-        needed = need(batch, accumulate, remat)
-        return Try(batch, accumulate, remat, batch // shares // accumulate, needed, needed <= available)
+    def __init__(
+        self,
+        axes: Sequence[Axis],
+        available: float,
+        measure: Callable[[Overrides], Result],
+        most: Callable[[Overrides], float],
+        seen: Callable[[Try], None],
+    ):
+        self.axes, self.available = axes, available
+        self.measure, self.most, self.seen = measure, most, seen
+        self.tries: dict[Position, Try] = {}
 
-    for remat in PRESETS:
-        found = attempt(batch, accumulate, remat)
-        yield found
-        if found.fits:
-            break
-    too_large = float("inf")  # a part that is known not to fit with the preset in `found`
-    while not found.fits and found.part > 1:
-        too_large = found.part
-        smaller = next(d for d in range(found.part // 2, 0, -1) if whole % d == 0)
-        found = attempt(batch, whole // smaller, found.remat)
-        yield found
-    if not found.fits:
-        return
-    fitting = [found]
-    larger_parts = [(batch, whole // d) for d in range(2 * found.part, whole + 1) if whole % d == 0]
-    larger_parts += [(batch * 2**k, 1) for k in range(1, LARGER + 1)]
-    for larger_batch, parts in larger_parts[:LARGER]:
-        part = larger_batch // shares // parts
-        if part >= too_large:
-            return
-        if len(fitting) > 1:
-            slope = (fitting[-1].needed - fitting[-2].needed) / (fitting[-1].part - fitting[-2].part)
-            expected = fitting[-1].needed + slope * (part - fitting[-1].part)
-            if expected > 1.1 * available:
-                yield Try(larger_batch, parts, found.remat, part, expected, False, skipped=True)
-                return
-        larger = attempt(larger_batch, parts, found.remat)
-        yield larger
-        if not larger.fits:
-            return
-        fitting.append(larger)
+    def run(self) -> Try | None:
+        """The fastest variant found that fits; None if none does."""
+        best = self._fitting(tuple(axis.start for axis in self.axes))
+        is_first = True
+        while best is not None:
+            found = best
+            for i, axis in enumerate(self.axes):
+                found = self._along(found, i, axis.all and is_first)
+            if found == best:
+                return self.tries[best]
+            best, is_first = found, False
+        return None
 
+    def _fitting(self, at: Position) -> Position | None:
+        """The first variant that fits on the way down the axes."""
+        if self._try(at).fits:
+            return at
+        for i in range(len(self.axes)):
+            while at[i] > 0:
+                at = _moved(at, i, -1)
+                if self._try(at).fits:
+                    return at
+        return None
 
-def search_config(config: Config, devices: Sequence[jax.Device]) -> int:
-    """Prints the tries and the overrides to use; 0 if anything fits.
+    def _along(self, best: Position, i: int, all: bool) -> Position:
+        """The best of the variants that differ from the best so far on one axis, as far as the search goes there."""
+        start, axis = best, self.axes[i]
+        for direction in axis.directions:
+            at = _moved(start, i, direction)
+            while 0 <= at[i] < len(axis.alternatives):
+                found = self._try(at, self.tries[best].rate)
+                if found.fits and found.rate > self.tries[best].rate:
+                    best = at
+                elif direction > 0 and found.verdict in (DOES_NOT_FIT, CANNOT_FIT):
+                    break  # nor does what takes more
+                elif found.result is not None and not all:
+                    break  # slower
+                at = _moved(at, i, direction)
+            if best != start and not all:
+                break  # the other direction is slower
+        return best
 
-    Raises:
-      ValueError: the memory of the devices is not known.
-    """
-    chip = CHIPS.get(devices[0].device_kind)
-    if chip is None:
-        raise ValueError(
-            f"--search needs a chip whose memory is known; that of {devices[0].device_kind} is not: give --topology"
-        )
+    def _try(self, at: Position, to_beat: float = 0.0) -> Try:
+        if at not in self.tries:
+            self.tries[at] = self._judged(at, to_beat)
+            self.seen(self.tries[at])
+        return self.tries[at]
 
-    def need(batch: int, accumulate: int, remat: str) -> float:
-        tried = dataclasses.replace(
-            config,
-            train=dataclasses.replace(config.train, batch=batch, accumulate=accumulate),
-            model=dataclasses.replace(config.model, remat=remat),
-        )
+    def _judged(self, at: Position, to_beat: float) -> Try:
+        overrides = self._overrides(at)
         try:
-            return step.compile_step(step.make_job(tried, devices)).memory.total
-        except step.OutOfMemory as error:
-            return error.needed
+            most = self.most(overrides)
+        except ValueError as error:
+            if not self.tries:  # the config's own
+                raise
+            return Try(overrides, None, f"not possible: {error}")
+        if self._cannot_fit(at):
+            return Try(overrides, None, CANNOT_FIT)
+        if most <= to_beat:
+            return Try(overrides, None, CANNOT_WIN)
+        result = self.measure(overrides)
+        if not result.roofline or result.needed > self.available:
+            return Try(overrides, result, DOES_NOT_FIT)
+        rate = overrides["train.batch"] / math.sqrt(result.roofline * result.cycles)
+        return Try(overrides, result, FITS, rate)
 
-    train = config.train
-    depth = step.make_job(config, devices).arguments[2]["depth"]
-    shares = train.batch // depth.sharding.shard_shape(depth.shape)[0]
-    best = None
-    print(f"{'batch':>8}{'accumulate':>12}{'per device':>12}  {'remat':<15}{'GiB':>9}  of {chip.usable / GIB:.2f}")
-    for one in search(train.batch, train.accumulate, shares, chip.usable, need):
-        verdict = "fits" if one.fits else "does not fit, not compiled" if one.skipped else "does not fit"
-        row = f"{one.batch:>8}{one.accumulate:>12}{one.part:>12}  {one.remat:<15}{one.needed / GIB:9.2f}  {verdict}"
-        print(row, flush=True)
-        best = one if one.fits else best
-    if best is None:
-        print("nothing fits: more devices in mesh.fsdp, or more chips")
-        return 1
-    print(
-        f"use --config.train.batch={best.batch} --config.train.accumulate={best.accumulate} "
-        f"--config.model.remat={best.remat}"
-    )
-    return 0
+    def _overrides(self, at: Position) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for axis, i in zip(self.axes, at, strict=True):
+            found |= axis.alternatives[i]
+        return found
+
+    def _cannot_fit(self, at: Position) -> bool:
+        too_large = (other for other, found in self.tries.items() if found.verdict in (DOES_NOT_FIT, CANNOT_FIT))
+        if any(all(a >= b for a, b in zip(at, other, strict=True)) for other in too_large):
+            return True
+        smaller = sorted(self._smaller_parts(at))[-2:]
+        if len(smaller) < 2:
+            return False
+        (first, needed), (second, needed_more) = smaller
+        slope = (needed_more - needed) / (second - first)
+        return needed_more + slope * (_part(self._overrides(at)) - second) > TOO_LARGE * self.available
+
+    def _smaller_parts(self, at: Position) -> Iterator[tuple[float, float]]:
+        """(part, needed bytes) of variants that fit and differ only by a smaller part."""
+        overrides = self._overrides(at)
+        for found in self.tries.values():
+            same = all(overrides[name] == value for name, value in found.overrides.items() if name not in _PARTS)
+            if found.fits and found.result is not None and same and _part(found.overrides) < _part(overrides):
+                yield _part(found.overrides), found.result.needed
+
+
+def _part(overrides: Overrides) -> float:
+    """Examples that are computed at a time."""
+    return overrides["train.batch"] / overrides["train.accumulate"]
+
+
+def _moved(at: Position, i: int, direction: int) -> Position:
+    return (*at[:i], at[i] + direction, *at[i + 1 :])

@@ -25,6 +25,8 @@ from mf_jax.models.text.empty_prompt import EmptyPrompt
 from mf_jax.monitoring import chips
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state
+from mf_jax.training.compilation import compile_with_options
+from mf_jax.training.compiler_options import compiler_options
 from mf_jax.training.train_step import jit_train_step
 
 
@@ -60,6 +62,21 @@ class Job:
     assumed: tuple[str, ...]
     text_rows: float = 1.0
 
+    @property
+    def compiler_options(self) -> dict[str, Any]:
+        """The options that a run compiles the step with on these devices."""
+        return compiler_options(self.mesh.devices.flat[0].device_kind, self.config.train.compiler_options)
+
+    @property
+    def device_kind(self) -> str:
+        return self.mesh.devices.flat[0].device_kind
+
+    @property
+    def slices(self) -> list[int]:
+        """The slice of TPUs, or the node of GPUs, of every device, in the order of the mesh."""
+        devices = self.mesh.devices.flat
+        return [getattr(d, "slice_index", 0) if d.platform == "tpu" else d.process_index for d in devices]
+
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -93,13 +110,14 @@ class Memory:
 class Program:
     """A compiled step.
 
-    Attributes: text: of the optimised HLO. lowering, compiling: seconds.
+    Attributes: text: of the optimised HLO. lowering, compiling: seconds. options: of the compiler.
     """
 
     memory: Memory
     text: str
     lowering: float
     compiling: float
+    options: dict[str, Any]
 
 
 def make_job(config: Config, devices: Sequence[jax.Device]) -> Job:
@@ -191,11 +209,12 @@ def label(name: str) -> str:
 
 
 def compile_step(job: Job) -> Program:
-    """Lowers and compiles the step.
+    """Lowers and compiles the step, with the options that a run compiles it with.
 
     Raises:
       OutOfMemory: the compiler says that it cannot fit.
     """
+    options = job.compiler_options
     start = time.perf_counter()
     with sharding.rules(job.config.mesh.rules):
         step = jit_train_step(job.model, job.config, job.mesh)
@@ -203,11 +222,12 @@ def compile_step(job: Job) -> Program:
             lowered = step.lower(*job.arguments)
         lowering = time.perf_counter() - start
         try:
-            compiled = lowered.compile()
+            compiled = compile_with_options(lowered, options)
         except jax.errors.JaxRuntimeError as error:
             raise (_out_of_memory(str(error)) or error) from None
     compiling = time.perf_counter() - start - lowering
-    return Program(_memory(job, compiled.memory_analysis()), compiled.as_text(), lowering, compiling)
+    memory = _memory(job, compiled.memory_analysis())
+    return Program(memory, compiled.as_text() or "", lowering, compiling, options)
 
 
 def argument_bytes(job: Job) -> dict[str, int]:

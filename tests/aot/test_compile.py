@@ -1,7 +1,9 @@
 """The verb `compile`: for the CPU at hand, and for TPUs that are not there, where libtpu is installed."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import math
 import re
 
@@ -11,6 +13,9 @@ import pytest
 
 from mf_jax.__main__ import main
 from mf_jax.aot import step, topology
+from mf_jax.aot.hlo import parse
+from mf_jax.aot.places import BACKWARD, place
+from mf_jax.aot.schedule import PRODUCTS, schedule
 from mf_jax.aot.step import _out_of_memory
 from mf_jax.config.loading import load, resolve
 from mf_jax.configurable import Section
@@ -21,8 +26,10 @@ from mf_jax.modalities.flux2_latent import Autoencoder, Codec
 from mf_jax.models.frozen import EMPTY_PROMPT
 from mf_jax.models.text.encoders import UMT5Text
 from mf_jax.monitoring import flops
+from mf_jax.monitoring.chips import CHIPS
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+COMPILE = step.compile_step
 SHARDED = ("mesh.data=1", "mesh.fsdp=-1")
 
 
@@ -41,22 +48,60 @@ def test_for_the_devices_at_hand(config_file, capsys):
     assert main(["compile", f"--config={config_file}"]) == 0
     out = capsys.readouterr().out
     assert "the memory of these devices is not known" in out
-    assert "no roofline" in out
+    assert "no prediction of its time" in out
     assert "collectives per step" in out
 
 
+@pytest.fixture(scope="module")
+def four_chips(make_tiny_config, tmp_path_factory):
+    """(job, program, output) of the verb for 2 x 2 chips of v5e, parameters in four parts."""
+    path = tmp_path_factory.mktemp("four_chips") / "tiny.py"
+    path.write_text(f"def get_config():\n    return {make_tiny_config()!r}\n")
+    kept = []
+
+    def compile_step(job):
+        kept.append((job, COMPILE(job)))
+        return kept[0][1]
+
+    arguments = [f"--config={path}", "--topology=v5e:2x2", *(f"--config.{value}" for value in SHARDED)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(step, "compile_step", compile_step)
+        assert main(["compile", *arguments]) == 0
+    return *kept[0], out.getvalue()
+
+
 @needs_libtpu
-def test_for_four_chips(config_file, capsys):
+def test_for_four_chips(four_chips):
     """Parameters, EMA and moments in four parts, the norms and gates whole; weights gathered in each of the layers."""
-    arguments = [f"--config={config_file}", "--topology=v5e:2x2", *(f"--config.{value}" for value in SHARDED)]
-    assert main(["compile", *arguments]) == 0
-    out = capsys.readouterr().out
+    out = four_chips[2]
     assert "4 x TPU v5 lite" in out
     assert "mesh: data 1, fsdp 4" in out
     assert re.search(r"in all \d+\.\d+ GiB of 15.75: fits", out)
     assert re.search(r"all-gather +in loops +asynchronous +\d+", out)
     assert re.search(r"biggest in a layer: .* times, (a?)synchronous: ", out)
-    assert re.search(r"bound by (compute|memory|links): at least .* MFU at most", out)
+    assert re.search(r"a step takes at least [\d.]+ ms \(by compute [\d.]+, memory [\d.]+, links [\d.]+\)", out)
+    assert "compiler options: xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000" in out
+    assert re.search(r"predicted step: [\d.]+ to [\d.]+ ms, MFU [\d.]+ to [\d.]+ %", out)
+    assert re.search(r"(forward|backward) +product +[\d.]+ +[\d.]+ +\d+% +\d+%", out)
+    assert "frozen networks, of these" not in out
+
+
+@needs_libtpu
+def test_flops_of_the_program(four_chips):
+    """Of every product with parameters, in every pass: what the program does is what the formula says."""
+    job, program, _ = four_chips
+    devices = job.mesh.size
+    found = {}
+    for entry in schedule(parse(program.text), CHIPS[job.device_kind], 1e12, job.slices).entries:
+        where = place(entry.path)
+        if entry.kind == PRODUCTS:
+            key = where.part, where.part_of_step == BACKWARD
+            found[key] = found.get(key, 0) + entry.flops * devices
+    for part, times in flops._backward(job.model, ()):
+        name = part.path.partition("/")[2]
+        if part.has_parameters:
+            assert found[name, False] == part.flops * job.config.train.batch, name
+            assert found[name, True] == times * part.flops * job.config.train.batch, name
 
 
 @needs_libtpu
