@@ -9,6 +9,9 @@ configs/t2i_370m.py, whose run it starts from; --config.init.checkpoint='' is th
 
 From the paper: the three cases and their shares, noise levels, x-prediction, the depth codec. Chosen here: four decoder
 blocks as in the released model, optimizer, batch, steps, EMA, equal loss weights. Not trained yet: there is no result.
+
+On v5e:4x4 with batch 256, --config.model.remat=dots fits and is faster, as predicted in
+benchmarks/results/2026-11-25_step_speed.txt; for other slices see compile --search.
 """
 
 

@@ -9,6 +9,9 @@ configs/t2i_3b.py, whose run it starts from; --config.init.checkpoint='' is the 
 
 From the paper: the three cases and their shares, noise levels, x-prediction, the depth codec. Chosen here: four decoder
 blocks as in the released model, optimizer, batch, steps, EMA, equal loss weights. Not trained yet: there is no result.
+
+On v5p:4x4x4, --config.model.remat=dots fits and is faster, as predicted in
+benchmarks/results/2026-11-25_step_speed.txt; for other slices see compile --search.
 """
 
 

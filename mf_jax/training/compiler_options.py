@@ -1,6 +1,6 @@
 """Options that XLA's compilers get for the train step, by kind of device; `train` and `compile` use the same.
 
-Each entry says what it is for; benchmarks/step_speed.py has the steps predicted with and without.
+Each entry says what it is for; benchmarks/results/2026-11-25_step_speed.txt has steps predicted with and without.
 """
 
 from __future__ import annotations
