@@ -47,7 +47,7 @@ WARM_UP, STEPS = 2, 10
 TINY = {
     "data": {"resolution": (32, 32)},
     "model": {"width": 64, "layers": 2, "heads": 2, "kv_heads": 1},
-    "text": {"max_length": 8, "width": 32},
+    "text": {"max_length": 8, "expected_tokens": 0, "width": 32},
 }
 
 
