@@ -3,6 +3,8 @@
 Legend: h w latents, C channels of a latent, D text channels.
 """
 
+import copy
+import functools
 import json
 import shutil
 
@@ -12,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import linen as nn
 from PIL import Image
 
 from mf_jax import train
@@ -19,6 +22,7 @@ from mf_jax.config.loading import resolve
 from mf_jax.data.loader import build_train_loader
 from mf_jax.joint_model import build_model
 from mf_jax.models import frozen
+from mf_jax.training import train_step
 
 FIELDS = ("image_latent", "text_features")
 
@@ -83,12 +87,35 @@ def test_the_losses_are_those_of_the_step_that_encodes(config, make_frozen_confi
     np.testing.assert_allclose(losses(using(config, *fields), tmp_path / "reads"), expected, rtol=1e-6)
 
 
+def loss_and_norms(raw, randomised):
+    """Of the first batch, with parameters of which none is zero, so that the text matters; a third of it is dropped."""
+    config = resolve(raw)
+    model = build_model(config).with_precomputed(config.data.precomputed)
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    networks = frozen.load(model.networks)
+    networks[frozen.EMPTY_PROMPT] = model.empty_prompt.features(networks.get("text"), mesh)
+    params = randomised(nn.unbox(jax.eval_shape(model.init, jax.random.key(0))), seed=2)
+    batch = next(loader_of(raw, tokenizer=model.text.tokenizer() if "text" in model.networks else None))
+    compute = jax.jit(functools.partial(train_step.loss_and_gradient, model, config.objective, 7, 1))
+    loss, gradient, _ = compute(networks, params, {}, batch, jnp.int32(3))
+    return float(loss), np.array([float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(gradient)])
+
+
+def test_loss_and_gradient_of_a_model_that_reads_its_text(config, make_frozen_config, frames, randomised):
+    expected = loss_and_norms(make_frozen_config(frames), randomised)
+    loss, norms = loss_and_norms(using(copy.deepcopy(config), *FIELDS), randomised)
+    assert loss == pytest.approx(expected[0], rel=1e-6)
+    np.testing.assert_allclose(norms, expected[1], rtol=1e-5)
+    silent = using(config, *FIELDS)
+    silent["objective"]["caption_dropout"] = 1.0
+    assert abs(loss_and_norms(silent, randomised)[0] / loss - 1) > 1e-4  # the captions matter
+
+
 def loader_of(raw, **changes):
     config = resolve(raw)
     model = build_model(config).with_precomputed(config.data.precomputed)
-    return build_train_loader(
-        config.data, batch_size=16, tokenizer=None, seed=0, precomputed=model.precomputed, **changes
-    )
+    arguments = dict(batch_size=16, tokenizer=None, seed=0, precomputed=model.precomputed)
+    return build_train_loader(config.data, **arguments | changes)
 
 
 def test_the_batch_has_the_files_padded(config, prepared):
