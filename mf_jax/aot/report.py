@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from mf_jax.aot import step
 from mf_jax.aot.collectives import Collectives, collectives
 from mf_jax.aot.hlo import Module, parse
+from mf_jax.aot.memory import Memory
 from mf_jax.aot.places import place
 from mf_jax.aot.prediction import Prediction, places_table, prediction_report
 from mf_jax.aot.roofline import roofline
@@ -33,7 +34,7 @@ def predict(job: step.Job, module: Module, chip: Chip) -> Prediction:
     return Prediction(schedule(module, chip, peak, job.slices), ideal, trained)
 
 
-def memory_report(memory: step.Memory, chip: Chip | None) -> Iterator[str]:
+def memory_report(memory: Memory, chip: Chip | None) -> Iterator[str]:
     """The lines on memory, and whether it is enough."""
     rows = dict(memory.arguments) | {"padding of those": memory.padding, "temporaries": memory.temporaries}
     rows |= {"results beside the state": memory.results, "program": memory.code}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 
 from mf_jax.aot import step, topology
+from mf_jax.aot.memory import OutOfMemory
 from mf_jax.aot.report import memory_lines, report
 from mf_jax.config import loading as configs
 from mf_jax.config.config import Config
@@ -56,7 +57,7 @@ def try_config(config: Config, devices: Sequence[jax.Device]) -> step.Program | 
         print(f"assumed: {line}")
     try:
         program = step.compile_step(job)
-    except step.OutOfMemory as error:
+    except OutOfMemory as error:
         print(f"does not fit: {error}")
         for line in error.largest:
             print(f"  among the largest: {line}")

@@ -8,6 +8,7 @@ import jax
 
 from mf_jax.aot import step
 from mf_jax.aot.hlo import parse
+from mf_jax.aot.memory import OutOfMemory
 from mf_jax.aot.prediction import milliseconds
 from mf_jax.aot.report import predict
 from mf_jax.aot.schedule import Times
@@ -85,8 +86,8 @@ class Variants:
           ValueError: such a mesh or batch is not possible.
         """
         job = self._job(overrides)
-        needed = flops.hardware_flops(job.model, job.config, job.text_rows)
-        return overrides["train.batch"] * self.peak * job.mesh.size / needed
+        per_step = flops.hardware_flops(job.model, job.config, job.text_rows)
+        return overrides["train.batch"] * self.peak * job.mesh.size / per_step
 
     def compile(self, overrides: Overrides) -> Result:
         job = self._job(overrides)
@@ -99,7 +100,7 @@ class Variants:
     def _compiled(self, job: step.Job) -> Result:
         try:
             program = step.compile_step(job)
-        except step.OutOfMemory as error:
+        except OutOfMemory as error:
             return Result(error.needed)
         predicted = predict(job, parse(program.text), self.chip)
         seconds = predicted.seconds
@@ -130,8 +131,8 @@ def _layouts(config: Config, devices: int) -> Axis:
 def _parts(config: Config, devices: Sequence[jax.Device]) -> Axis:
     """Batch and accumulation, by the examples that a device computes at a time."""
     batch = config.train.batch
-    field = next(iter(step.make_job(config, devices).arguments[2].values()))
-    whole = field.sharding.shard_shape(field.shape)[0]
+    with sharding.rules(config.mesh.rules):
+        whole = batch // sharding.batch_parts(sharding.make_mesh(config.mesh, devices))
     parts = [(batch, whole // size) for size in range(1, whole + 1) if whole % size == 0]
     parts += [(batch * 2**k, 1) for k in range(1, LARGER + 1)]
     alternatives = tuple({"train.batch": b, "train.accumulate": a} for b, a in parts)

@@ -7,7 +7,6 @@ and its batch. Nothing is allocated.
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,33 +15,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mf_jax.aot.memory import Memory, out_of_memory
 from mf_jax.config.config import Config
 from mf_jax.data.packing import TextLayout
 from mf_jax.data.transforms import example_shapes
 from mf_jax.joint_model import JointModel, build_model
 from mf_jax.models.frozen import EMPTY_PROMPT
 from mf_jax.models.text.empty_prompt import EmptyPrompt
-from mf_jax.monitoring import chips
 from mf_jax.parallel import sharding
 from mf_jax.training import train_state
 from mf_jax.training.compilation import compile_with_options
 from mf_jax.training.compiler_options import compiler_options
 from mf_jax.training.train_step import jit_train_step
-
-
-class OutOfMemory(Exception):
-    """The compiler's error that a program does not fit into a device's memory.
-
-    Attributes:
-      needed, available: bytes per device; needed counts as much as the compiler had placed when it gave up.
-      largest: names of the largest arrays in the program with their sizes, where the compiler lists them.
-    """
-
-    def __init__(self, needed: float, available: float, largest: Sequence[str]):
-        super().__init__(f"needs {needed / chips.GIB:.2f} GiB of {available / chips.GIB:.2f}")
-        self.needed = needed
-        self.available = available
-        self.largest = tuple(largest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,47 +47,19 @@ class Job:
     text_rows: float = 1.0
 
     @property
-    def compiler_options(self) -> dict[str, Any]:
-        """The options that a run compiles the step with on these devices."""
-        return compiler_options(self.mesh.devices.flat[0].device_kind, self.config.train.compiler_options)
-
-    @property
     def device_kind(self) -> str:
         return self.mesh.devices.flat[0].device_kind
+
+    @property
+    def compiler_options(self) -> dict[str, Any]:
+        """With which a run compiles the step."""
+        return compiler_options(self.device_kind, self.config.train.compiler_options)
 
     @property
     def slices(self) -> list[int]:
         """The slice of TPUs, or the node of GPUs, of every device, in the order of the mesh."""
         devices = self.mesh.devices.flat
         return [getattr(d, "slice_index", 0) if d.platform == "tpu" else d.process_index for d in devices]
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Memory of a compiled program, in bytes per device.
-
-    Attributes:
-      arguments: by what they are: parameters, EMA, a frozen network and so on; all of them stay where they are.
-      padding: what the compiler's layouts add to the arguments.
-      temporaries: activations, gradients and gathered weights: what the program allocates besides.
-      results: not in the place of an argument. code: the program.
-      peak: the compiler's own figure for arguments and temporaries at their highest.
-      host: in the host's memory.
-    """
-
-    arguments: dict[str, int]
-    padding: int
-    temporaries: int
-    results: int
-    code: int
-    peak: int
-    host: int
-
-    @property
-    def total(self) -> int:
-        """Bytes that a device must have, with fragmentation and the program itself."""
-        placed = sum(self.arguments.values()) + self.padding + self.temporaries + self.results
-        return max(placed, self.peak) + self.code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +168,7 @@ def compile_step(job: Job) -> Program:
     """Lowers and compiles the step, with the options that a run compiles it with.
 
     Raises:
-      OutOfMemory: the compiler says that it cannot fit.
+      OutOfMemory: the compiler says that it cannot fit. ValueError: it does not know an option.
     """
     options = job.compiler_options
     start = time.perf_counter()
@@ -224,7 +180,7 @@ def compile_step(job: Job) -> Program:
         try:
             compiled = compile_with_options(lowered, options)
         except jax.errors.JaxRuntimeError as error:
-            raise (_out_of_memory(str(error)) or error) from None
+            raise (out_of_memory(str(error)) or error) from None
     compiling = time.perf_counter() - start - lowering
     memory = _memory(job, compiled.memory_analysis())
     return Program(memory, compiled.as_text() or "", lowering, compiling, options)
@@ -254,20 +210,3 @@ def _memory(job: Job, found: Any) -> Memory:
         peak=found.peak_memory_in_bytes,
         host=found.host_argument_size_in_bytes + found.host_temp_size_in_bytes + found.host_output_size_in_bytes,
     )
-
-
-_SIZE = r"([\d.]+)([KMGTP]?)"
-_OOM = (
-    re.compile(rf"required for .*?\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
-    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
-)
-
-
-def _out_of_memory(message: str) -> OutOfMemory | None:
-    for pattern in _OOM:
-        if found := pattern.search(message):
-            needed, available = (float(n) * 1024 ** " KMGTP".index(unit or " ") for n, unit in
-                                 (found.group(1, 2), found.group(3, 4)))  # fmt: skip
-            largest = re.findall(r"Size: ([\d.]+\w)\n(?:.*\n)*?\s*Operator: op_name=\"([^\"]*)\"", message)
-            return OutOfMemory(needed, available, [f"{size} {name}" for size, name in largest[:3]])
-    return None

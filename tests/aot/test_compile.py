@@ -14,9 +14,9 @@ import pytest
 from mf_jax.__main__ import main
 from mf_jax.aot import step, topology
 from mf_jax.aot.hlo import parse
+from mf_jax.aot.memory import out_of_memory
 from mf_jax.aot.places import BACKWARD, place
 from mf_jax.aot.schedule import PRODUCTS, schedule
-from mf_jax.aot.step import _out_of_memory
 from mf_jax.config.loading import load, resolve
 from mf_jax.configurable import Section
 from mf_jax.data.config import DataConfig
@@ -232,12 +232,12 @@ def test_batch_is_what_the_data_makes(tiny_config):
     ],
 )
 def test_messages_of_the_compiler(message, needed, available):
-    error = _out_of_memory(message)
+    error = out_of_memory(message)
     assert (error.needed / 2**30, error.available / 2**30) == pytest.approx((needed, available))
 
 
 def test_other_failures_of_the_compiler():
-    assert _out_of_memory("INTERNAL: something else") is None
+    assert out_of_memory("INTERNAL: something else") is None
 
 
 @pytest.mark.parametrize(
@@ -247,6 +247,7 @@ def test_other_failures_of_the_compiler():
         (["--topology=v5e:4x4x4"], "v5e has 2 axes"),
         (["--slices=2"], "--slices needs --topology"),
         (["--search"], "--search needs a chip whose memory is known"),
+        (["--config.train.compiler_options={'no_such': 1}"], "this compiler has no option 'no_such'"),
     ],
 )
 def test_mistakes(config_file, arguments, says, capsys):

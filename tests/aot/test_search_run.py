@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from mf_jax.aot import search_results, search_run, step
+from mf_jax.aot.memory import Memory, OutOfMemory
 from mf_jax.config.loading import resolve
 from mf_jax.monitoring import chips
 from mf_jax.monitoring.chips import GIB, Chip, Device
@@ -38,8 +39,8 @@ def compiler(monkeypatch, tmp_path):
         remat = job.config.model.remat
         asked.append((remat, job.config.train.batch, job.config.train.accumulate))
         if remat == "none":
-            raise step.OutOfMemory(10 * GIB, 8 * GIB, [])
-        memory = step.Memory({}, 0, (5 if remat == "dots" else 1) * GIB, 0, 0, 0, 0)
+            raise OutOfMemory(10 * GIB, 8 * GIB, [])
+        memory = Memory({}, 0, (5 if remat == "dots" else 1) * GIB, 0, 0, 0, 0)
         cycles = 200_000 + 5000 * job.config.train.accumulate
         return step.Program(memory, PROGRAM.replace("CYCLES", str(cycles)), 1.0, 2.0, {})
 
