@@ -12,12 +12,18 @@ PRODUCTS = {
     "splash_mha_dkv": 4,  # scores again, their gradient, the gradients of keys and values
     "splash_mha_dq": 3,  # scores again, their gradient, the gradient of queries
 }
+BACKWARD = "splash_mha_dkv", "splash_mha_dq"
 FUSED_BACKWARD = 5  # dkv, which makes the gradient of the queries as well
 
 
 def is_kernel(instruction: Instruction) -> bool:
     """Whether an instruction is a Pallas kernel for TPUs."""
     return instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.text
+
+
+def is_backward(kernel: Instruction) -> bool:
+    """Whether an attention kernel makes gradients."""
+    return kernel.name.startswith(BACKWARD)
 
 
 def attention_flops(computation: Computation, kernel: Instruction) -> int | None:

@@ -91,7 +91,8 @@ def prediction_report(predicted: Prediction, chip: Chip, peak: float) -> Iterato
     yield f"  {'ms by':<28}{'roofline':>10}{'compiler':>10}"
     notes = {COLLECTIVES: f"  of {milliseconds(predicted.schedule.links)} on the links"}
     if chip.attention is not None:
-        notes[ATTENTION] = f"  kernels at an assumed {chip.attention:.0%} of the peak"
+        forward, backward = chip.attention
+        notes[ATTENTION] = f"  kernels at an assumed {forward:.0%} of the peak forward, {backward:.0%} backward"
     for kind in KINDS:
         of_kind = predicted.schedule.total((kind,))
         yield f"  {kind:<28}{_columns(of_kind)}{notes.get(kind, '')}"

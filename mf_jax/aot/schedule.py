@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from mf_jax.aot import hlo
 from mf_jax.aot.collectives import Collective, Finder
 from mf_jax.aot.hlo import Computation, Instruction, Module
-from mf_jax.aot.kernels import attention_flops, is_kernel
+from mf_jax.aot.kernels import attention_flops, is_backward, is_kernel
 from mf_jax.aot.places import path_of
 from mf_jax.aot.products import product_flops
 from mf_jax.aot.traffic import instruction_bytes
@@ -210,7 +210,8 @@ class _Run:
         flops: int | None = product_flops(self.module, computation, instruction)
         kind, peak = (PRODUCTS if flops else OTHER), self.peak
         if is_kernel(instruction):
-            kind, peak = ATTENTION, self.peak * (self.chip.attention or 1.0)
+            forward, backward = self.chip.attention or (1.0, 1.0)
+            kind, peak = ATTENTION, self.peak * (backward if is_backward(instruction) else forward)
             flops = attention_flops(computation, instruction)
             if flops is None:
                 self.unknown.add(instruction.name)

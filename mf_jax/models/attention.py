@@ -29,8 +29,9 @@ KERNELS = ("xla", "splash", "cudnn")
 HIDDEN = -0.5 * float(jnp.finfo(jnp.float32).max)  # the logit of a key that a query must not see
 SAVED = "attention"  # the result's name for remat policies
 LANES = 128  # sequence lengths of the splash kernel are multiples of it
-LARGEST_TILE = 1280  # keys that the splash kernel works on at a time
-LARGEST_AREA = 512 * 1280  # queries times keys, of which it holds several float32 arrays
+LARGEST_TILE = 1280  # queries, and keys, of 128 channels that the splash kernel works on; half the queries in float32
+SMALLEST_TILE = 512  # longer sequences are padded for it: with few of their length's divisors, tiles would be of 128
+LARGEST_PART = 512  # of these keys, how many at a time in the forward pass
 
 QUERY_AXES = ("batch", "heads", "sequence", "head")
 KEY_AXES = ("batch", "kv_heads", "key_sequence", "head")
@@ -170,9 +171,9 @@ def _cudnn(q, k, v, valid_BM=None, *, kernel, scale):
 
 
 def _splash(q, k, v, valid_BM=None, *, kernel, scale):
-    B, H, N, _ = q.shape
+    B, H, N, E = q.shape
     M = k.shape[2]
-    rows, columns = (-(-length // LANES) * LANES for length in (N, M))
+    rows, columns = _padded(N), _padded(M)
     segments = None
     if columns != M or valid_BM is not None:
         valid_BM = jnp.ones((B, M), bool) if valid_BM is None else valid_BM
@@ -184,23 +185,40 @@ def _splash(q, k, v, valid_BM=None, *, kernel, scale):
     )
     run = splash.make_splash_mha_single_device(
         splash_mask.MultiHeadMask([splash_mask.FullMask((rows, columns))] * H),
-        block_sizes=_blocks(rows, columns),
+        block_sizes=_blocks(rows, columns, E, q.dtype.itemsize),
         residual_checkpoint_name=SAVED,
         interpret=kernel == "splash_interpret",
     )
     return jax.vmap(run)(q, k, v, segments)[:, :, :N].astype(v.dtype)
 
 
-def _blocks(rows: int, columns: int) -> splash.BlockSizes:
-    """Tiles that divide the lengths: all keys at once if they are few, as many queries as fit beside them.
+def _padded(length: int) -> int:
+    """The next multiple of LANES that is a tile or divides into tiles of at least SMALLEST_TILE."""
+    length = -(-length // LANES) * LANES
+    while _largest(length, LARGEST_TILE) < min(length, SMALLEST_TILE):
+        length += LANES
+    return length
 
-    One backward kernel makes all three gradients: five products instead of the seven of two kernels. It writes the
-    queries' gradient once per tile of keys.
+
+def _blocks(rows: int, columns: int, channels: int, itemsize: int) -> splash.BlockSizes:
+    """Tiles that divide the lengths, up to what fits on v5e and v5p: larger ones use the matrix units better.
+
+    The forward pass goes through a tile's keys in parts, but not in parts of 128. One backward kernel makes all three
+    gradients: five products instead of the seven of two kernels. It writes the queries' gradient once per tile of keys.
+    benchmarks/attention_schedule.py has the compiler's schedule for these tiles and for others.
     """
-    kv = _largest(columns, LARGEST_TILE)
-    q = _largest(rows, LARGEST_AREA // kv)
+    largest = LARGEST_TILE // -(-channels // LANES)
+    kv = _largest(columns, max(LANES, largest))
+    q = _largest(rows, max(LANES, largest * 2 // max(2, itemsize)))
+    part = _largest(kv, LARGEST_PART)
     return splash.BlockSizes(
-        block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv, use_fused_bwd_kernel=True
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=part if part > LANES else kv,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=kv,
+        use_fused_bwd_kernel=True,
     )
 
 

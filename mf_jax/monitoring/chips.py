@@ -32,10 +32,10 @@ class Chip:
         FLOPs of a cycle: 131072 with the four MXUs of 128x128 of v5e (at 1.5 GHz: jax-ml.github.io/scaling-book/tpus),
         262144 with the eight of the two cores of v5p, 524288 on v6e and on a device of TPU7x, the power of two that
         libtpu's counts of large matrix products approach (benchmarks/cost_calibration.py).
-      attention: share of the peak at which the FLOPs of attention kernels are taken, an assumption: nobody has
-        published it for sequences as short as ours. libtpu's static schedule of jax's splash kernels (512 tokens, 128
-        channels, stalls on memory left out) has forward and backward at .44 and .75 on v5e, .44 and .70 on v5p, .16
-        and .30 on v6e; together .62, .60, .24. TPU7x is taken to be as v6e.
+      attention: shares of the peak at which the FLOPs of attention kernels are taken, forward and backward; None for
+        GPUs. An assumption, as nobody has published them for sequences as short as ours: by libtpu's static schedule,
+        which leaves out stalls on memory, the lower of 512 and 768 tokens with 128 channels, two digits rounded down
+        (benchmarks/attention_schedule.py). On v5p for an even number of sequences on a chip: the two cores share them.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Chip:
     hbm_bandwidth: float
     link_bandwidth: float
     clock: float | None = None
-    attention: float | None = None
+    attention: tuple[float, float] | None = None
 
     @property
     def usable(self) -> float:
@@ -71,13 +71,13 @@ class Device:
 
 DEVICES = {
     "TPU v4": Device(275e12),
-    "TPU v5 lite": Device(197e12, Chip("v5e", "tpu", 2, 15.75 * GIB, 819e9, 200e9, 1.5e9, 0.5)),
+    "TPU v5 lite": Device(197e12, Chip("v5e", "tpu", 2, 15.75 * GIB, 819e9, 200e9, 1.5e9, (0.47, 0.82))),
     "TPU v5e": Device(197e12),
-    "TPU v5": Device(459e12, Chip("v5p", "tpu", 3, 95.74 * GIB, 2765e9, 600e9, 1.75e9, 0.5)),
+    "TPU v5": Device(459e12, Chip("v5p", "tpu", 3, 95.74 * GIB, 2765e9, 600e9, 1.75e9, (0.48, 0.78))),
     "TPU v5p": Device(459e12),
-    "TPU v6 lite": Device(918e12, Chip("v6e", "tpu", 2, 31.25 * GIB, 1638e9, 400e9, 1.75e9, 0.24)),
+    "TPU v6 lite": Device(918e12, Chip("v6e", "tpu", 2, 31.25 * GIB, 1638e9, 400e9, 1.75e9, (0.17, 0.32))),
     "TPU v6e": Device(918e12),
-    "TPU7x": Device(2307e12 / 2, Chip("tpu7x", "tpu", 3, 94.75 * GIB, 7380e9 / 2, 600e9 / 2, 2.2e9, 0.24)),
+    "TPU7x": Device(2307e12 / 2, Chip("tpu7x", "tpu", 3, 94.75 * GIB, 7380e9 / 2, 600e9 / 2, 2.2e9, (0.17, 0.33))),
     "NVIDIA A100-SXM4-40GB": Device(312e12),
     "NVIDIA A100-SXM4-80GB": Device(312e12, Chip("a100", "cuda", 3, 79.15 * GIB, 2039e9, 300e9)),
     "NVIDIA A100-PCIE-40GB": Device(312e12),

@@ -7,7 +7,7 @@ from mf_jax.aot.prediction import ROWS, Prediction, places_table, prediction_rep
 from mf_jax.aot.schedule import ATTENTION, COLLECTIVES, OTHER, PRODUCTS, Entry, Schedule, Times
 from mf_jax.monitoring.chips import GIB, Chip
 
-CHIP = Chip("toy", "tpu", 2, hbm=8 * GIB, hbm_bandwidth=1e9, link_bandwidth=1e8, clock=1e9, attention=0.4)
+CHIP = Chip("toy", "tpu", 2, hbm=8 * GIB, hbm_bandwidth=1e9, link_bandwidth=1e8, clock=1e9, attention=(0.4, 0.7))
 FORWARD_Q = "jit(train_step)/jvp(Net)/while/body/closed_call/trunk/q/bnc,che->bhne/dot_general"
 BACKWARD_Q = "jit(train_step)/transpose(jvp(Net))/while/body/closed_call/checkpoint/trunk/q/dot_general"
 
@@ -66,7 +66,7 @@ def test_report():
     parts = {" ".join(line.split()) for line in lines[1:12]}
     assert parts >= {
         "matrix products 140.0 240.0",
-        "attention 25.0 25.0 kernels at an assumed 40% of the peak",
+        "attention 25.0 25.0 kernels at an assumed 40% of the peak forward, 70% backward",
         "everything else 15.0 40.0",
         "exposed collectives 20.0 45.0 of 40.0 to 80.0 on the links",
         "frozen networks, of these 5.0 10.0",

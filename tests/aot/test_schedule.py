@@ -11,7 +11,7 @@ from mf_jax.aot.hlo import parse
 from mf_jax.aot.schedule import ATTENTION, COLLECTIVES, OTHER, PRODUCTS, Times, schedule
 from mf_jax.monitoring.chips import GIB, Chip
 
-CHIP = Chip("toy", "tpu", 2, hbm=8 * GIB, hbm_bandwidth=1e9, link_bandwidth=1e8, clock=1e9, attention=0.5)
+CHIP = Chip("toy", "tpu", 2, hbm=8 * GIB, hbm_bandwidth=1e9, link_bandwidth=1e8, clock=1e9, attention=(0.5, 0.25))
 US = 1e-6
 
 
@@ -72,16 +72,20 @@ def test_product():
     assert times(found.total()) == (6000, 1000)
 
 
-def test_attention_runs_at_a_share_of_the_peak():
-    """B 2, H 3, N 1000, E 64 by 500 keys: 2 products of 2 x 192e6 FLOPs at half of the peak, nothing in memory."""
+@pytest.mark.parametrize(
+    ("name", "products", "us"), [("splash_mha_fwd", 2, 3072), ("splash_mha_dq", 3, 9216), ("splash_mha_dkv", 4, 12288)]
+)
+def test_attention_runs_at_a_share_of_the_peak(name, products, us):
+    """B 2, H 3, N 1000, E 64 by as many keys: products of 2 x 384e6 FLOPs at half of the peak forward, a quarter of it
+    backward, nothing in memory."""
     shape = "bf16[2,3,1000,64]{3,2,1,0:S(1)}"
-    lines = f"  q = {shape} constant({{...}})\n  k = bf16[2,1,500,64]{{3,2,1,0:S(1)}} constant({{...}})\n"
-    lines += f'  splash_mha_fwd.1 = {shape} custom-call(q, k, k), custom_call_target="tpu_custom_call"'
+    lines = f"  q = {shape} constant({{...}})\n"
+    lines += f'  {name}.1 = {shape} custom-call(q, q, q), custom_call_target="tpu_custom_call"'
     found = run(lines)
     (entry,) = found.entries
-    assert entry.kind == ATTENTION and entry.flops == 4 * 2 * 3 * 1000 * 500 * 64
-    assert times(found.total()) == (1536, 1536)
-    assert not found.unknown and found.without_estimate == pytest.approx(1536 * US)
+    assert entry.kind == ATTENTION and entry.flops == products * 2 * 2 * 3 * 1000 * 1000 * 64
+    assert times(found.total()) == (us, us)
+    assert not found.unknown and found.without_estimate == pytest.approx(us * US)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from mf_jax.config.loading import resolve
 from mf_jax.monitoring import chips
 from mf_jax.monitoring.chips import GIB, Chip, Device
 
-CHIP = Chip("toy", "tpu", 2, hbm=8 * GIB, hbm_bandwidth=1e9, link_bandwidth=1e8, clock=1e9, attention=0.5)
+CHIP = Chip("toy", "tpu", 2, hbm=8 * GIB, hbm_bandwidth=1e9, link_bandwidth=1e8, clock=1e9, attention=(0.5, 0.5))
 # A product of 2 x 100 x 100 x 100 FLOPs, and 60 us by its bytes at 1 GB/s.
 PROGRAM = """HloModule m
 ENTRY main (a: bf16[100,100], b: bf16[100,100]) -> bf16[100,100] {

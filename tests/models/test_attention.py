@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mf_jax.models.attention import HIDDEN, attention, kernel_for, kernel_for_sampling
+from mf_jax.models.attention import HIDDEN, _blocks, _padded, attention, kernel_for, kernel_for_sampling
 
 B, H, K, E = 2, 6, 2, 8
 
@@ -39,7 +39,14 @@ def definition(q, k, v, valid=None, bias=None, scale=None):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "N", "M"), [("xla", 7, 5), ("heads", 7, 5), ("splash_interpret", 130, 130), ("splash_interpret", 7, 300)]
+    ("kernel", "N", "M"),
+    [
+        ("xla", 7, 5),
+        ("heads", 7, 5),
+        ("splash_interpret", 130, 130),
+        ("splash_interpret", 7, 300),
+        ("splash_interpret", 7, 700),
+    ],
 )
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_kernel_is_the_definition(kernel, N, M, padded):
@@ -130,6 +137,32 @@ def test_the_kernel_of_a_platform(name, platform, dtype, kernel):
 def test_a_kernel_that_cannot_run(name, platform, dtype, message):
     with pytest.raises(ValueError, match=message):
         kernel_for(name, platform, dtype)
+
+
+def test_lengths_of_the_splash_kernel():
+    """Up to 1280 the next multiple of 128; above, one with a divisor between 512 and 1280."""
+    for length, padded in ((1, 128), (130, 256), (1280, 1280), (1281, 1536), (2176, 2304), (2560, 2560), (2700, 3072)):
+        assert _padded(length) == padded
+
+
+@pytest.mark.parametrize(
+    ("length", "channels", "itemsize", "tiles"),
+    [
+        (256, 128, 2, (256, 256, 256)),
+        (640, 128, 2, (640, 640, 640)),  # its parts would be of 128 keys
+        (768, 128, 2, (768, 768, 384)),
+        (2560, 64, 2, (1280, 1280, 256)),
+        (2560, 128, 2, (1280, 1280, 256)),
+        (2560, 128, 4, (640, 1280, 256)),
+        (2560, 192, 2, (640, 640, 640)),
+        (2560, 2048, 4, (128, 128, 128)),
+    ],
+)
+def test_tiles_of_the_splash_kernel(length, channels, itemsize, tiles):
+    """Queries, keys, and of these at a time in the forward pass; in the backward pass all of them."""
+    blocks = _blocks(length, length, channels, itemsize)
+    assert (blocks.block_q, blocks.block_kv, blocks.block_kv_compute) == tiles
+    assert (blocks.block_q_dkv, blocks.block_kv_dkv, blocks.block_kv_dkv_compute) == (tiles[0], tiles[1], tiles[1])
 
 
 def test_the_cudnn_kernel_is_called_with_the_right_mask(monkeypatch):
