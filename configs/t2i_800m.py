@@ -9,6 +9,10 @@ FLUX.2, UMT5 the encoder of UMT5-XXL (config.json, tokenizer.json, safetensors).
 From the paper: width, layers, x-prediction, noise levels; 128M, 640M or 1.92B images (by the project page 50k, 250k and
 750k steps, hence a batch of 2560). Chosen here, as the paper does not say: heads, optimizer, EMA, caption dropout. Not
 trained yet: there is no result.
+
+On v5p:2x2x4 with batch 512, --config.model.remat=dots --config.mesh.data=4 --config.mesh.fsdp=4 fits and is faster, as
+predicted in benchmarks/results/2026-11-25_step_speed.txt; there also what
+--config.train.compiler_options.xla_tpu_scoped_vmem_limit_kib=65536 brings. For other slices see compile --search.
 """
 
 
